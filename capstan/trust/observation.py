@@ -1,0 +1,131 @@
+"""What was read from the live clusters of one trust domain, as plain values.
+
+Adapters (`capstan.systems`) fill these in; everything else in `capstan.trust` reasons about them. Nothing here does I/O.
+An Observation never guesses: what could not be read is None, with the reason beside it, and every judge of an
+Observation treats None as the worst case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+Fingerprint = str
+"""SHA-256 of a certificate's DER, lower-case hex."""
+
+
+class Role(StrEnum):
+    """What a peer is to its mesh; control-plane peers are restarted first."""
+
+    CONTROL_PLANE = "control-plane"
+    WORKLOAD = "workload"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The workload that would replace a pod: the thing a restart acts on."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.lower()}/{self.name} -n {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf certificate that a peer presented in a handshake.
+
+    Attributes:
+        fingerprint: SHA-256 of the leaf.
+        identity: The first subject alternative name (DNS name or URI).
+        issuer: Fingerprint of the issuer certificate that signed it; None if no known issuer did.
+        anchors: Roots, of all known ones, to which its chain verifies.
+        not_before: Start of validity, aware UTC.
+        not_after: End of validity, aware UTC.
+    """
+
+    fingerprint: Fingerprint
+    identity: str
+    issuer: Fingerprint | None
+    anchors: frozenset[Fingerprint]
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One live proxy (or client, kubelet, API server): whom it trusts and what it presents.
+
+    Attributes:
+        trusts: Roots it holds in memory; None if that could not be read.
+        leaf: What it presents; None if that could not be read.
+        unreadable: Why something could not be read, for a person; empty if all was.
+        ready: Whether Kubernetes sends it traffic.
+    """
+
+    cluster: str
+    namespace: str
+    pod: str
+    role: Role
+    owner: Owner
+    trusts: frozenset[Fingerprint] | None
+    leaf: Leaf | None
+    unreadable: str = ""
+    ready: bool = True
+    started: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        """`cluster/namespace/pod`, unique in the domain."""
+        return f"{self.cluster}/{self.namespace}/{self.pod}"
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """The issuing CA that the control plane is configured to sign with.
+
+    Attributes:
+        anchors: Roots, of all known ones, to which it verifies.
+        not_after: End of validity, aware UTC.
+    """
+
+    fingerprint: Fingerprint
+    anchors: frozenset[Fingerprint]
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterObservation:
+    """One cluster of the domain.
+
+    Attributes:
+        bundle: Roots that a peer started now would receive.
+        declared: The same roots as other places declare them (for Linkerd: `linkerd-config`, the install's overrides);
+            keyed by place. A place that differs from `bundle` is drift.
+        issuer: The issuer as configured (not yet proof that anything signs with it); None if it could not be read.
+        peers: Every live peer, ready or not.
+        leaf_lifetime: Seconds that a leaf issued now lives, skew included.
+    """
+
+    name: str
+    bundle: frozenset[Fingerprint]
+    declared: tuple[tuple[str, frozenset[Fingerprint]], ...]
+    issuer: Issuer | None
+    peers: tuple[Peer, ...]
+    leaf_lifetime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A trust domain: one or more clusters that share roots, read at one moment."""
+
+    taken_at: datetime
+    clusters: tuple[ClusterObservation, ...]
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """All peers of all clusters."""
+        return tuple(peer for cluster in self.clusters for peer in cluster.peers)
