@@ -1,0 +1,381 @@
+"""The lab's asynchronous Kubernetes client: plain requests, watches, informers.
+
+Every part of the lab but the API server itself (controllers, kubelets, mesh parts) speaks to the cluster through this
+module alone, so all of it runs against any API server for which there is a kubeconfig. Objects are plain dictionaries
+as JSON brought them; an informer's objects are shared between all its readers and must not be modified (copy first).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from infra.lab import kubeconfig
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+JSON = dict[str, Any]
+Key = tuple[str, str]  # (namespace, name); namespace "" for cluster-scoped objects
+
+log = logging.getLogger(__name__)
+
+PATCH_TYPES = {
+    "merge": "application/merge-patch+json",
+    "strategic": "application/strategic-merge-patch+json",
+    "json": "application/json-patch+json",
+    "apply": "application/apply-patch+yaml",
+}
+PAGE = 500  # items per LIST page, as kubectl and client-go's pager
+RETRIES_WHEN_TOLD = 10  # client-go gives up after ten answers with Retry-After
+
+
+class ApiError(Exception):
+    """A request that the API server refused, or that never got an answer.
+
+    `status` is the HTTP code, 0 when no answer arrived (then whether the request took effect is unknown). `reason` is
+    the machine-readable reason of the Status ("NotFound", "Conflict", "AlreadyExists", ...; "ConnectionError" when
+    status is 0), `message` its text, `body` the answer.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, body: Any = None) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.body = body
+
+
+class KubeClient:
+    """One identity's connection pool to one API server.
+
+    Paths are those of the REST API ("/api/v1/namespaces/default/pods"); keyword arguments become query parameters
+    (bool as true/false). Every method raises ApiError.
+    """
+
+    def __init__(self, endpoint: kubeconfig.Endpoint, *, user_agent: str = "capstan-lab") -> None:
+        self.endpoint = endpoint
+        self.user_agent = user_agent
+        self._token = endpoint.token
+        self._token_stamp: float | None = None
+        # Watches hold a connection each, so the pool has no upper bound; a request that hangs for half a minute is a
+        # failure, not patience.
+        self._http = httpx.AsyncClient(
+            base_url=endpoint.server,
+            verify=endpoint.ssl_context(),
+            headers={"user-agent": user_agent, "accept": "application/json"},
+            timeout=httpx.Timeout(30.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=40, keepalive_expiry=60),
+            trust_env=False,
+        )
+        self._extensions = {"sni_hostname": endpoint.tls_server_name} if endpoint.tls_server_name else {}
+
+    @classmethod
+    def from_kubeconfig(cls, path: Path | str, *, user_agent: str = "capstan-lab", context: str | None = None) -> Self:
+        """A client with the identity of the kubeconfig's current (or named) context."""
+        return cls(kubeconfig.load(path, context), user_agent=user_agent)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections; running watches end."""
+        await self._http.aclose()
+
+    async def get(self, path: str, **params: Any) -> JSON:
+        """One object (or whatever JSON the path answers with)."""
+        return _json(await self._request("GET", path, params))
+
+    async def get_text(self, path: str, **params: Any) -> str:
+        """A text answer, such as a container's log."""
+        return (await self._request("GET", path, params, headers={"accept": "*/*"})).text
+
+    async def list(self, path: str, **params: Any) -> JSON:
+        """The whole list object; pages are followed and joined in `items`. metadata.resourceVersion is the one to
+        watch from.
+        """
+        params.setdefault("limit", PAGE)
+        whole = await self.get(path, **params)
+        items = whole["items"] = whole.get("items") or []
+        token = whole["metadata"].get("continue")
+        while token:
+            page = await self.get(path, **{**params, "continue": token})
+            items.extend(page.get("items") or [])
+            token = page["metadata"].get("continue")
+        whole["metadata"].pop("continue", None)
+        whole["metadata"].pop("remainingItemCount", None)
+        return whole
+
+    async def create(self, path: str, body: JSON, **params: Any) -> JSON:
+        """POST `body` to a collection or a subresource such as .../eviction."""
+        return _json(await self._request("POST", path, params, body))
+
+    async def replace(self, path: str, body: JSON, **params: Any) -> JSON:
+        """PUT the whole object (also .../status)."""
+        return _json(await self._request("PUT", path, params, body))
+
+    async def patch(self, path: str, body: Any, kind: str = "merge", **params: Any) -> JSON:
+        """PATCH with kind "merge", "strategic", "json" (body is a list) or "apply" (pass fieldManager=, force=)."""
+        return _json(await self._request("PATCH", path, params, body, headers={"content-type": PATCH_TYPES[kind]}))
+
+    async def delete(self, path: str, body: JSON | None = None, **params: Any) -> JSON:
+        """DELETE with optional DeleteOptions; the answer is a Status or the object that is now terminating."""
+        return _json(await self._request("DELETE", path, params, body))
+
+    async def watch(self, path: str, **params: Any) -> AsyncIterator[JSON]:
+        """Events {"type", "object"} until the server ends the stream (normal end) or it breaks (ApiError status 0).
+
+        An ERROR event (410 "too old" among them) is raised as ApiError. Pass resourceVersion= to start from a list.
+        """
+        # Servers end a watch by themselves; a stream silent for longer than that is dead, however alive its socket
+        # looks.
+        params.setdefault("timeoutSeconds", random.randint(300, 600))
+        request = self._http.build_request(
+            "GET",
+            path,
+            params=_query({**params, "watch": True}),
+            headers=self._auth(),
+            timeout=httpx.Timeout(30.0, read=params["timeoutSeconds"] + 15),
+            extensions=dict(self._extensions),
+        )
+        request.extensions["timeout"] = httpx.Timeout(30.0, read=params["timeoutSeconds"] + 15).as_dict()
+        try:
+            response = await self._http.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise _no_answer("GET", path, error) from error
+        try:
+            if response.status_code >= 300:
+                await response.aread()
+                raise _refused(response)
+            async for event in _events(response):
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise ApiError(
+                        status.get("code") or 500, status.get("reason") or "", status.get("message") or "", status
+                    )
+                yield event
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise _no_answer("GET", path, error) from error
+        finally:
+            with contextlib.suppress(Exception):
+                await response.aclose()
+
+    def _auth(self) -> dict[str, str]:
+        if (path := self.endpoint.token_file) is not None:
+            stamp = path.stat().st_mtime
+            if stamp != self._token_stamp:
+                self._token, self._token_stamp = path.read_text().strip(), stamp
+        return {"authorization": f"Bearer {self._token}"} if self._token else {}
+
+    async def _request(
+        self, method: str, path: str, params: JSON, body: Any = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        every = {
+            **({"content-type": "application/json"} if content is not None else {}),
+            **(headers or {}),
+            **self._auth(),
+        }
+        attempt = 0
+        while True:
+            try:
+                response = await self._http.request(
+                    method,
+                    path,
+                    params=_query(params),
+                    content=content,
+                    headers=every,
+                    extensions=dict(self._extensions),
+                )
+            except (
+                httpx.HTTPError,
+                RuntimeError,
+            ) as error:  # RuntimeError: the pool was closed under a request in flight
+                raise _no_answer(method, path, error) from error
+            if response.status_code < 300:
+                return response
+            # The server says when to come back on 429 and on 5xx that it knows to be passing: as client-go, obey
+            # instead of failing.
+            wait = response.headers.get("retry-after")
+            attempt += 1
+            if (
+                wait is None
+                or not wait.isdigit()
+                or attempt > RETRIES_WHEN_TOLD
+                or response.status_code not in (429, 500, 503, 504)
+            ):
+                raise _refused(response)
+            await asyncio.sleep(int(wait))
+
+
+class Informer:
+    """A live copy of one collection: list, then watch, then list again whenever the watch cannot go on.
+
+    `objects` maps (namespace, name) to the newest version seen. Handlers run synchronously, in order, as
+    handler(type, old, new) with type ADDED, MODIFIED or DELETED; for DELETED, `new` is the last state. After a
+    re-list, handlers get the differences only, so no change is lost and none is repeated.
+    """
+
+    def __init__(self, client: KubeClient, path: str, **params: Any) -> None:
+        self.client = client
+        self.path = path
+        self.params = params
+        self.objects: dict[Key, JSON] = {}
+        self._handlers: list[Callable[[str, JSON | None, JSON], None]] = []
+        self._synced = asyncio.Event()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def on_change(self, handler: Callable[[str, JSON | None, JSON], None]) -> None:
+        """Call `handler` for every change from now on, first as ADDED for all objects already known."""
+        self._handlers.append(handler)
+        for item in list(self.objects.values()):
+            handler("ADDED", None, item)
+
+    def start(self) -> Self:
+        """Begin in the background; idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"informer {self.path}")
+        return self
+
+    async def synced(self) -> Self:
+        """Start if need be, and return once the first list is in `objects`."""
+        self.start()
+        await self._synced.wait()
+        return self
+
+    async def stop(self) -> None:
+        """End the watch; `objects` stays as it was."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def get(self, namespace: str, name: str) -> JSON | None:
+        """The object, or None."""
+        return self.objects.get((namespace, name))
+
+    async def changed(self) -> None:
+        """Return at the next change of any object. Changes between two calls are not remembered: check, then wait,
+        without awaiting between.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    async def wait_for(self, condition: Callable[[dict[Key, JSON]], bool], timeout: float | None = None) -> None:  # noqa: ASYNC109 - seconds
+        """Return once `condition(objects)` holds; raises TimeoutError after `timeout` seconds."""
+        async with asyncio.timeout(timeout):
+            await self.synced()
+            while not condition(self.objects):
+                await self.changed()
+
+    async def _run(self) -> None:
+        failures = 0
+        version = ""
+        while True:
+            try:
+                if not version:
+                    version = await self._relist()
+                async for event in self.client.watch(
+                    self.path, resourceVersion=version, allowWatchBookmarks=True, **self.params
+                ):
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    failures = 0
+                    if event["type"] != "BOOKMARK":
+                        self._apply(event["type"], event["object"])
+            except ApiError as error:
+                if error.status == 410 or error.reason == "Expired":
+                    version = ""
+                    if failures == 0:  # answered by a new list at once; a server that says so twice in a row must wait
+                        failures = 1
+                        continue
+                elif error.status:
+                    version = ""
+                log.debug("watch %s: %s", self.path, error)
+                failures += 1
+                # client-go's reflector: 0.8 s doubling to 30 s, with jitter. A lab starts from less, its API server
+                # restarts quickly.
+                await asyncio.sleep(min(0.1 * 2**failures, 10.0) * random.uniform(0.75, 1.25))
+
+    async def _relist(self) -> str:
+        whole = await self.client.list(self.path, **self.params)
+        fresh = {key_of(item): item for item in whole["items"]}
+        for key in [key for key in self.objects if key not in fresh]:
+            self._apply("DELETED", self.objects[key])
+        for key, item in fresh.items():
+            item.setdefault("apiVersion", whole.get("apiVersion"))  # items of built-in lists carry neither
+            item.setdefault("kind", (whole.get("kind") or "").removesuffix("List"))
+            known = self.objects.get(key)
+            if known is not None and known["metadata"]["uid"] != item["metadata"]["uid"]:
+                self._apply("DELETED", known)
+                known = None
+            if known is None or known["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
+                self._apply("ADDED" if known is None else "MODIFIED", item)
+        self._synced.set()
+        return str(whole["metadata"]["resourceVersion"])
+
+    def _apply(self, kind: str, item: JSON) -> None:
+        key = key_of(item)
+        old = self.objects.get(key)
+        if kind == "DELETED":
+            self.objects.pop(key, None)
+        else:
+            self.objects[key] = item
+            kind = "ADDED" if old is None else "MODIFIED"
+        for handler in self._handlers:
+            try:
+                handler(kind, old, item)
+            except Exception:
+                log.exception("a handler of informer %s failed on %s %s", self.path, kind, key)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def key_of(item: JSON) -> Key:
+    """(namespace, name) of an object; namespace "" when cluster-scoped."""
+    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[JSON]:
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line:
+                yield json.loads(line)
+
+
+def _query(params: JSON) -> dict[str, str]:
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in params.items() if v is not None}
+
+
+def _json(response: httpx.Response) -> JSON:
+    answer: JSON = json.loads(response.content)
+    return answer
+
+
+def _refused(response: httpx.Response) -> ApiError:
+    try:
+        body = json.loads(response.content)
+        return ApiError(response.status_code, body.get("reason") or "", body.get("message") or "", body)
+    except (ValueError, AttributeError):
+        return ApiError(response.status_code, "", response.text[:500].strip(), response.text)
+
+
+def _no_answer(method: str, path: str, error: Exception) -> ApiError:
+    return ApiError(0, "ConnectionError", f"{method} {path}: no answer: {type(error).__name__}: {error}")
