@@ -11,8 +11,6 @@ import ipaddress
 import json
 import threading
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlparse
@@ -23,7 +21,8 @@ from kubernetes import config as kubernetes_config_untyped
 
 from capstan.cluster.errors import HANDLED, Call, from_status, translate
 from capstan.cluster.resources import PODS, Resource
-from capstan.errors import Conflict, InvalidInput, NotFound, Retryable, ServerFault, Throttled, Unreachable
+from capstan.cluster.values import Body, Expired, Listing, Object, PatchKind, WatchEvent
+from capstan.errors import Conflict, InvalidInput, NotFound, ServerFault, Throttled, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,49 +30,9 @@ if TYPE_CHECKING:
 
 kubernetes_config: Any = kubernetes_config_untyped  # it has no annotations
 
-Object = dict[str, Any]
-"""A Kubernetes object as decoded JSON."""
-
-Body = Object | list[Object]
-"""What a request carries: an object, or a JSON patch's list of steps."""
-
 PAGE: Final = 500  # kubectl's own chunk size; keeps one page of 2,000 pods near 2.5 MB
 READ_ATTEMPTS: Final = 4
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
-
-
-class PatchKind(StrEnum):
-    """How a patch body is to be read; the value is its content type."""
-
-    MERGE = "application/merge-patch+json"
-    STRATEGIC = "application/strategic-merge-patch+json"
-    JSON = "application/json-patch+json"
-    APPLY = "application/apply-patch+yaml"
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A whole collection, all pages.
-
-    Attributes:
-        items: The objects, in the server's order.
-        resource_version: From where a watch goes on without a gap.
-    """
-
-    items: tuple[Object, ...]
-    resource_version: str
-
-
-@dataclass(frozen=True, slots=True)
-class WatchEvent:
-    """One change. `type` is ADDED, MODIFIED, DELETED or BOOKMARK."""
-
-    type: str
-    object: Object
-
-
-class Expired(Conflict):
-    """A watch asked for changes the server no longer remembers; list again."""
 
 
 def user_agent() -> str:
@@ -404,45 +363,6 @@ class Cluster:
                     status = event["object"]
                     self._raise(int(status.get("code", 500)), json.dumps(status), None, call)
                 yield WatchEvent(event["type"], event["object"])
-
-    def follow(
-        self,
-        resource: Resource,
-        namespace: str = "",
-        *,
-        until: float,
-        label_selector: str = "",
-        field_selector: str = "",
-        window: float = 30.0,
-    ) -> Iterator[WatchEvent]:
-        """The state of a collection and then every change to it, until the clock passes `until`.
-
-        Starts with one ADDED event per existing object. Lost streams are resumed, expired ones listed again, and a
-        stream that stayed silent for a whole window is distrusted and listed again: so an object may be reported twice,
-        and what a consumer sees is always state, never a difference. A deletion that happened during a gap is not
-        reported; consumers that wait for one look for the object's absence after a `BOOKMARK` of type SYNCED.
-        """
-        while self.clock() < until:
-            try:
-                listing = self.list(resource, namespace, label_selector=label_selector, field_selector=field_selector)
-                yield from (WatchEvent("ADDED", item) for item in listing.items)
-                yield WatchEvent("SYNCED", {"items": listing.items})
-                position = listing.resource_version
-                while (left := until - self.clock()) > 0:
-                    heard = False
-                    for event in self.watch(
-                        resource, namespace, resource_version=position, label_selector=label_selector,
-                        field_selector=field_selector, seconds=min(window, max(left, 1.0)),
-                    ):  # fmt: skip
-                        heard = True
-                        position = event.object.get("metadata", {}).get("resourceVersion", position)
-                        yield event
-                    if not heard:
-                        break
-            except Expired:
-                continue
-            except Retryable as error:
-                self.sleep(min(error.delay or 0.5, max(until - self.clock(), 0.0)))
 
     # --- one request --------------------------------------------------------------------------------------------
 
