@@ -1,0 +1,155 @@
+"""What the handlers of requests share: the store, the kinds, the clock, and how objects are rendered."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .kinds import Registry
+from .store import Store, dumps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .kinds import KindInfo
+    from .request import Request
+    from .store import Stored
+    from .users import User
+
+NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
+
+
+@dataclass
+class AdmissionAttributes:
+    """What admission sees of a write. `operation`: CREATE, UPDATE, DELETE or CONNECT.
+
+    `obj` is the new object (None for DELETE), `old` the stored one (None for CREATE); `name` is set even while
+    metadata.name is not; `options` are the CreateOptions, UpdateOptions or DeleteOptions.
+    """
+
+    request: Request
+    kind: KindInfo
+    operation: str
+    namespace: str
+    name: str
+    obj: dict[str, Any] | None
+    old: dict[str, Any] | None = None
+    subresource: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def user(self) -> User:
+        user: User = self.request.user
+        return user
+
+    @property
+    def dry_run(self) -> bool:
+        return self.request.dry_run
+
+
+class Admission(Protocol):
+    """The chain of admission plugins and webhooks. Both raise ApiStatusError to refuse."""
+
+    async def mutate(self, attributes: AdmissionAttributes) -> None:
+        """May change `attributes.obj` in place or put another object there. Also decides on namespaces."""
+
+    async def validate(self, attributes: AdmissionAttributes) -> None:
+        """Sees the object as it would be stored."""
+
+
+class AdmitAll:
+    """Admission of a server without any."""
+
+    async def mutate(self, attributes: AdmissionAttributes) -> None:
+        """Nothing to change."""
+
+    async def validate(self, attributes: AdmissionAttributes) -> None:
+        """Nothing to refuse."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def timestamp(moment: datetime) -> str:
+    """metav1.Time: RFC 3339 in UTC, whole seconds."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass
+class Api:
+    """State and knobs of one server. `now` and `rng` are injected by tests."""
+
+    store: Store = field(default_factory=Store)
+    registry: Registry = field(default_factory=Registry)
+    now: Callable[[], datetime] = utc_now
+    rng: random.Random = field(default_factory=random.Random)
+    admission: Admission = field(default_factory=AdmitAll)
+
+    def timestamp(self) -> str:
+        return timestamp(self.now())
+
+    def new_uid(self) -> str:
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    def random_suffix(self) -> str:
+        """The five letters which generateName appends (no vowels, no look-alikes)."""
+        return "".join(self.rng.choice(NAME_LETTERS) for _ in range(5))
+
+
+def ordered(obj: dict[str, Any], kind: KindInfo) -> dict[str, Any]:
+    """The object with kind, apiVersion and metadata in front, so that their JSON prefix is the same for a kind."""
+    out: dict[str, Any] = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": obj.get("metadata") or {}}
+    for key, value in obj.items():
+        if key not in out:
+            out[key] = value
+    return out
+
+
+def convert(obj: dict[str, Any], kind: KindInfo) -> dict[str, Any]:
+    """A stored object in the version `kind` serves; the object itself when it is stored that way."""
+    if obj.get("apiVersion") == kind.api_version:
+        return obj
+    if kind.stored_as == "events":
+        from .events import to_events_v1
+
+        return to_events_v1(obj)
+    return {**obj, "apiVersion": kind.api_version}
+
+
+def render(stored: Stored, kind: KindInfo) -> bytes:
+    """JSON of a single object as a GET or a watch shows it."""
+    if stored.obj.get("apiVersion") == kind.api_version:
+        return stored.raw
+    return stored.variant(kind.api_version, lambda obj: convert(obj, kind))
+
+
+def list_item(stored: Stored, kind: KindInfo, prefix: bytes) -> bytes:
+    """JSON of an object as an item of a list: those of built-in kinds carry neither kind nor apiVersion."""
+    raw = render(stored, kind)
+    return raw if kind.custom else b"{" + raw[len(prefix) :]
+
+
+def item_prefix(kind: KindInfo) -> bytes:
+    return dumps({"kind": kind.kind, "apiVersion": kind.api_version})[:-1] + b","
+
+
+def partial(obj: dict[str, Any], version: str = "v1") -> dict[str, Any]:
+    """PartialObjectMetadata."""
+    return {
+        "kind": "PartialObjectMetadata",
+        "apiVersion": f"meta.k8s.io/{version}",
+        "metadata": obj["metadata"],
+    }
+
+
+def manager_of(request: Request) -> str:
+    """The field manager: as given, else the user agent up to the first slash (Kubernetes docs, Server-Side Apply)."""
+    given = request.query.get("fieldManager")
+    if given:
+        return given
+    agent = request.headers.get("user-agent", "").partition("/")[0]
+    return agent[:128] or "unknown"
