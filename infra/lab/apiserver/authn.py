@@ -35,7 +35,7 @@ class UntrustedCertificateError(Exception):
 
 
 class ClientCertificates:
-    """Verifies client certificates against the bundle in a file, read again whenever it changes (as real servers do)."""
+    """Verifies client certificates against the bundle in a file, read again whenever it changes, as real servers do."""
 
     def __init__(self, client_ca: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = client_ca

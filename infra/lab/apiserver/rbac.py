@@ -22,8 +22,8 @@ Rule = dict[str, Any]
 class Attributes:
     """What is asked for: a verb on a resource, or (`path` not empty) on a non-resource path.
 
-    `verb` is the API verb (get, list, watch, create, update, patch, delete, deletecollection, or a special one such as
-    bind); for paths the lower-case HTTP method. `namespace` is empty at cluster scope, `name` where no single object is meant.
+    `verb` is the API verb (get, list, watch, create, update, patch, delete, deletecollection, or one like bind); for
+    paths the lower-case HTTP method. `namespace` is empty at cluster scope, `name` where no single object is meant.
     """
 
     user: User
