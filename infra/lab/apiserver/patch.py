@@ -1,0 +1,306 @@
+"""PATCH: JSON patch (RFC 6902), JSON merge patch (RFC 7396) and strategic merge patch, with the errors of a real server."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+from infra.lab.apiserver import go_json, patch_strategic, schema, schema_codec
+from infra.lab.apiserver.status import (
+    ApiStatusError,
+    bad_request,
+    invalid,
+    invalid_value,
+    request_rejected,
+    unknown_body_format,
+)
+
+if TYPE_CHECKING:
+    from infra.lab.apiserver.kinds import KindInfo
+
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+MAX_OPERATIONS = 10_000
+
+Object = dict[str, Any]
+
+
+def apply_patch(
+    kind: KindInfo,
+    current: Object,
+    content_type: str,
+    body: bytes,
+    mode: str = "Ignore",
+    warnings: list[str] | None = None,
+) -> Object:
+    """The object `current` becomes under the patch; `current` is not changed.
+
+    Args:
+        kind: The resource patched; a subresource with a body of its own (scale) passes that body's kind.
+        current: The object as it would be answered, `kind` and `apiVersion` included.
+        content_type: One of the media types above, parameters allowed.
+        body: The patch as sent.
+        mode: ``Strict``, ``Warn`` or ``Ignore`` unknown and duplicate fields (the fieldValidation parameter).
+        warnings: Under ``Warn``, complaints are appended here.
+
+    Raises:
+        ApiStatusError: 400 for a malformed patch, 413 for too many operations, 415 for an unknown media type, 422 for
+            a patch that cannot be applied or whose result does not fit the type, 500 without reason where the real
+            server has no better answer (a strategic merge element without its merge key).
+    """
+    media = content_type.split(";")[0].strip()
+    struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
+    before = schema_codec.normalise(struct, current) if struct else copy.deepcopy(current)
+    if media == JSON_PATCH:
+        touched = _json_patch(before, body)
+        return _typed(struct, before, _value(_encode(before, touched)), mode, warnings, [])
+    if media == MERGE_PATCH:
+        patch = _object(body, "error decoding patch: ")
+        touched = []
+        after = _merge(before, patch, touched)
+        complaints = _repeated(patch, "")
+        return _typed(struct, after, _value(_encode(after, touched)), mode, warnings, complaints)
+    if media == STRATEGIC_PATCH and not kind.custom:
+        patch = _object(body, "")
+        after = patch_strategic.merge(struct, before, patch)
+        return _typed(struct, after, go_json.quote(go_json.show(patch)), mode, warnings, _repeated(patch, ""))
+    accepted = [JSON_PATCH, MERGE_PATCH, *([] if kind.custom else [STRATEGIC_PATCH]), APPLY_PATCH]
+    raise unknown_body_format(accepted)
+
+
+def _value(document: str) -> str:
+    return go_json.quote(document)
+
+
+def _parse(body: bytes, prefix: str) -> Any:
+    text = body.decode("utf-8", "replace")
+    try:
+        return schema_codec.parse_json(text)
+    except json.JSONDecodeError:
+        raise bad_request(f"{prefix}{go_json.syntax_error(text) or go_json.END}") from None
+
+
+def _object(body: bytes, prefix: str) -> Object:
+    value = _parse(body, prefix)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise bad_request(prefix + go_json.unmarshal_error(value, "map[string]interface {}"))
+    return value
+
+
+def _repeated(value: object, path: str) -> list[str]:
+    """Complaints about keys given twice, anywhere in a patch."""
+    out: list[str] = []
+    if isinstance(value, dict):
+        if isinstance(value, schema_codec.DuplicateKeys):
+            out += [
+                f'duplicate field "{path}.{key}"' if path else f'duplicate field "{key}"' for key in value.duplicates
+            ]
+        for key, entry in value.items():
+            out += _repeated(entry, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            out += _repeated(item, f"{path}[{number}]")
+    return out
+
+
+def _typed(
+    struct: schema.Struct | None,
+    after: Object,
+    shown: str,
+    mode: str,
+    warnings: list[str] | None,
+    complaints: list[str],
+) -> Object:
+    """Decode the patched document into its type; `shown` is how an error prints the document."""
+    if struct is None:
+        decoded, found = after, complaints
+    else:
+        decoder = schema_codec.Decoder(unstructured=shown.startswith('"map['))
+        try:
+            decoded = decoder.decode(struct, after)
+        except schema_codec.DecodeError as error:
+            raise _invalid_patch(shown, str(error)) from None
+        found = [*complaints, *decoder.unknown]
+    if found and mode == "Strict":
+        raise _invalid_patch(shown, "strict decoding error: " + ", ".join(found))
+    if found and mode == "Warn" and warnings is not None:
+        warnings.extend(found)
+    return decoded
+
+
+def _invalid_patch(shown: str, message: str) -> ApiStatusError:
+    return invalid("", "", [invalid_value("patch", shown, message)])
+
+
+def _encode(document: Object, touched: list[Object]) -> str:
+    """The patched document as Go writes it: what the patch went through is sorted, the rest stays as it was."""
+    for entry in [document, *touched]:
+        items = sorted(entry.items())
+        entry.clear()
+        entry.update(items)
+    return go_json.encode(document)
+
+
+# --- JSON merge patch
+
+
+def _merge(target: Object, patch: Object, touched: list[Object]) -> Object:
+    touched.append(target)
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        elif isinstance(value, dict):
+            held = target.get(key)
+            target[key] = _merge(held, value, touched) if isinstance(held, dict) else _without_nulls(value)
+        else:
+            target[key] = value
+    return target
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return value
+
+
+# --- JSON patch
+
+
+def _json_patch(document: Object, body: bytes) -> list[Object]:
+    """Apply the operations to `document` in place; the objects they went through are returned."""
+    operations = _parse(body, "error decoding patch: ")
+    if operations is None:
+        return []
+    if not isinstance(operations, list):
+        raise bad_request("error decoding patch: " + go_json.unmarshal_error(operations, "[]handlers.jsonPatchOp"))
+    if len(operations) > MAX_OPERATIONS:
+        message = f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(operations)}"
+        raise ApiStatusError(413, message, "RequestEntityTooLarge")
+    touched: list[Object] = []
+    for operation in operations:
+        if not isinstance(operation, dict):
+            words = go_json.unmarshal_error(operation, "handlers.jsonPatchOp")
+            raise bad_request(f"error decoding patch: {words}")
+        try:
+            _operate(document, operation, touched)
+        except (_Inapplicable, RecursionError):
+            raise request_rejected() from None
+    return touched
+
+
+class _Inapplicable(Exception):  # noqa: N818  (a signal within this module)
+    """The operation cannot be carried out."""
+
+
+_MISSING = object()
+
+
+def _operate(document: Object, operation: Object, touched: list[Object]) -> None:
+    action, path = operation.get("op"), operation.get("path")
+    if not isinstance(path, str):
+        raise _Inapplicable
+    match action:
+        case "add":
+            _put(document, path, _given(operation), touched, insert=True)
+        case "replace":
+            _put(document, path, _given(operation), touched, insert=False)
+        case "remove":
+            _take(document, path, touched)
+        case "test":
+            if not _same(_find(document, path, touched), operation.get("value")):
+                raise _Inapplicable
+        case "copy" | "move":
+            source = operation.get("from")
+            if not isinstance(source, str):
+                raise _Inapplicable
+            value = _find(document, source, touched)
+            if value is _MISSING:
+                raise _Inapplicable
+            if action == "move":
+                _take(document, source, touched)
+            _put(document, path, copy.deepcopy(value), touched, insert=True)
+        case _:
+            raise _Inapplicable
+
+
+def _given(operation: Object) -> Any:
+    return copy.deepcopy(operation.get("value"))
+
+
+def _same(held: Any, wanted: Any) -> bool:
+    """Equality of JSON values; a missing member equals null, as in the implementation real servers use."""
+    if held is _MISSING:
+        return wanted is None
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        return held.keys() == wanted.keys() and all(_same(held[key], wanted[key]) for key in held)
+    if isinstance(held, list) and isinstance(wanted, list):
+        return len(held) == len(wanted) and all(_same(a, b) for a, b in zip(held, wanted, strict=True))
+    return type(held) is type(wanted) and bool(held == wanted)
+
+
+def _parent(document: Object, pointer: str, touched: list[Object]) -> tuple[Any, str]:
+    """The container a JSON pointer (RFC 6901) leads into, and the last token."""
+    tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")]
+    if len(tokens) < 2:
+        raise _Inapplicable
+    here: Any = document
+    touched.append(document)
+    for token in tokens[1:-1]:
+        if isinstance(here, dict):
+            here = here.get(token, _MISSING)
+        elif isinstance(here, list):
+            here = here[_index(token, len(here))]
+        if isinstance(here, dict):
+            touched.append(here)
+        elif not isinstance(here, list):
+            raise _Inapplicable
+    return here, tokens[-1]
+
+
+def _index(token: str, size: int, *, beyond: bool = False) -> int:
+    """A list position; negative ones count from the end. `beyond` allows the position after the last."""
+    try:
+        number = int(token)
+    except ValueError:
+        raise _Inapplicable from None
+    if number < 0:
+        number += size + beyond
+    if not 0 <= number < size + beyond:
+        raise _Inapplicable
+    return number
+
+
+def _find(document: Object, pointer: str, touched: list[Object]) -> Any:
+    container, token = _parent(document, pointer, touched)
+    if isinstance(container, dict):
+        return container.get(token, _MISSING)
+    return container[_index(token, len(container))]
+
+
+def _put(document: Object, pointer: str, value: Any, touched: list[Object], *, insert: bool) -> None:
+    """Set a member. In an object `replace` adds what is missing, as real servers do."""
+    container, token = _parent(document, pointer, touched)
+    if isinstance(container, dict):
+        container[token] = value
+    elif insert and token == "-":
+        container.append(value)
+    elif insert:
+        container.insert(_index(token, len(container), beyond=True), value)
+    else:
+        container[_index(token, len(container))] = value
+
+
+def _take(document: Object, pointer: str, touched: list[Object]) -> None:
+    container, token = _parent(document, pointer, touched)
+    if isinstance(container, dict):
+        if token not in container:
+            raise _Inapplicable
+        del container[token]
+    else:
+        del container[_index(token, len(container))]
