@@ -1,4 +1,4 @@
-"""PATCH: JSON patch (RFC 6902), JSON merge patch (RFC 7396) and strategic merge patch, with the errors of a real server."""
+"""PATCH: JSON patch (RFC 6902), JSON merge patch (RFC 7396), strategic merge patch; the errors of a real server."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
 MAX_OPERATIONS = 10_000
+
+# the position after the last element of a list (RFC 6902, section 4.1)
+APPEND = ("-",)
 
 Object = dict[str, Any]
 
@@ -288,7 +291,7 @@ def _put(document: Object, pointer: str, value: Any, touched: list[Object], *, i
     container, token = _parent(document, pointer, touched)
     if isinstance(container, dict):
         container[token] = value
-    elif insert and token == "-":
+    elif insert and token in APPEND:
         container.append(value)
     elif insert:
         container.insert(_index(token, len(container), beyond=True), value)

@@ -46,7 +46,7 @@ def _below(kind: schema.Type | None) -> schema.Struct | None:
 def _merge_map(struct: schema.Struct | None, original: Object, patch: Object) -> Object:
     directive = patch.pop(PATCH, None)
     if directive == "replace":
-        return _plain(patch)
+        return dict(_plain(patch))
     if directive == "delete":
         return {}
     if directive not in (None, "merge"):
@@ -197,7 +197,7 @@ def _special_elements(original: list[Any], patch: list[Any], key: str) -> tuple[
 
 
 def _reorder(merged: list[Any], stated: list[Any], server: list[Any], key: str) -> list[Any]:
-    """Elements the patch names in its order, the others in the server's; where both orders say nothing, the patch first."""
+    """Elements the patch names in its order, the others in the server's; undecided ones after."""
     ranks = [_identity(item, key) for item in stated]
     places = [_identity(item, key) for item in server]
     named = sorted((i for i in merged if _identity(i, key) in ranks), key=lambda i: ranks.index(_identity(i, key)))

@@ -50,14 +50,16 @@ def json_kind(value: object) -> str:
         return "bool"
     if isinstance(value, int | float):
         return "number"
-    return {str: "string", list: "array", dict: "object"}.get(type(value), "object" if value else "null")
+    if value is None:
+        return "null"
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
 
 
 class Decoder:
     """One pass over one document. After it, `unknown` has the strict-decoding complaints in document order."""
 
     def __init__(self, *, unstructured: bool = False) -> None:
-        """`unstructured`: word errors as the conversion of untyped maps does (strategic merge), not as JSON decoding."""
+        """`unstructured`: word errors as the conversion of untyped maps does (strategic merge)."""
         self.unknown: list[str] = []
         self._error: str = ""
         self._unstructured = unstructured

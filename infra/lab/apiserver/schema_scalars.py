@@ -49,7 +49,7 @@ def parse_quantity(text: str) -> Decimal:
     sign, digits, suffix = match[1], match[2], match[3] or ""
     number = Decimal(f"{sign}{digits}")
     if suffix in _BINARY:
-        return number * _BINARY[suffix]
+        return number * Decimal(_BINARY[suffix])
     if suffix in _DECIMAL:
         return number.scaleb(_DECIMAL[suffix])
     return number.scaleb(int(suffix[1:]))
