@@ -10,7 +10,7 @@ asked for, 0 is data and 1 is its error text; the first frame on each channel re
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlparse
 
 import h11
@@ -170,9 +170,7 @@ def _connect(cluster: Cluster, path: str, timeout: float) -> Any:  # websocket.W
     url = urlparse(cluster.host)
     headers = [f"{key}: {value}" for key, value in cluster.auth_headers().items()]
     proxy = urlparse(configuration.proxy) if configuration.proxy else None
-    stream = websocket.WebSocket(
-        sslopt=_tls_options(cluster) if url.scheme == "https" else None, enable_multithread=False
-    )
+    stream = cast("Any", websocket.WebSocket(sslopt=_tls_options(cluster) if url.scheme == "https" else None))
     cluster.count_request()
     stream.connect(
         f"{'wss' if url.scheme == 'https' else 'ws'}://{url.netloc}{url.path}{path}",

@@ -32,17 +32,14 @@ class Rollout:
     wanted: int = 0
 
 
-def judge(item: Object) -> Rollout:
-    """The state of a Deployment's, StatefulSet's or DaemonSet's rollout.
-
-    The object's own `kind` is not sent in lists, so the shape of its spec tells which it is.
-    """
+def judge(kind: str, item: Object) -> Rollout:
+    """The state of the rollout of a Deployment, StatefulSet or DaemonSet (its `kind` is not sent in lists)."""
     spec, status = item.get("spec", {}), item.get("status", {})
     if int(status.get("observedGeneration", 0)) < int(item["metadata"].get("generation", 0)):
         return Rollout(False, "its controller has not seen the new template yet")
-    if "strategy" in spec or item.get("kind") == "Deployment":
+    if kind == "Deployment":
         return _deployment(spec, status)
-    if "serviceName" in spec or "podManagementPolicy" in spec or item.get("kind") == "StatefulSet":
+    if kind == "StatefulSet":
         return _stateful_set(spec, status)
     return _daemon_set(status)
 
