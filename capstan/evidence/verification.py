@@ -1,0 +1,127 @@
+"""Verify an account with nothing but the file (and, better, the key and a head obtained elsewhere)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from capstan.errors import InvalidInput, NotFound
+from capstan.evidence.chain import Chain, Entry, public_key_fingerprint, tampered
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verified account says about itself.
+
+    Attributes:
+        rotation: Rotation id.
+        entries: How many.
+        started: Time of the first entry, aware UTC.
+        ended: Time of the last.
+        finished: Whether the account is complete; if not, the rotation goes on, broke off, or lines were cut off.
+        outcome: The final entry's `outcome`, if there is one.
+        public_key_fingerprint: SHA-256 (hex) of the signing key's SubjectPublicKeyInfo.
+        key_confirmed: Whether the caller gave the key; else the account only vouches for itself.
+        head: SHA-256 (hex) of the last line.
+    """
+
+    rotation: str
+    entries: int
+    started: datetime
+    ended: datetime
+    finished: bool
+    outcome: str | None
+    public_key_fingerprint: str
+    key_confirmed: bool
+    head: str
+
+
+def verify(path: Path, public_key: Ed25519PublicKey | None = None, *, head: str | None = None) -> Report:
+    """Check every line of the account at `path`.
+
+    Args:
+        path: The account.
+        public_key: The key that must have written it; None: the one it declares.
+        head: A line's SHA-256 (hex) that was noted elsewhere; the account must reach at least to that line.
+
+    Raises:
+        EvidenceTampered: A line was edited, deleted, moved, cut off or written by another key; names the line.
+        NotFound: There is no such file.
+    """
+    chain = _chain(path, public_key)
+    if head is not None and head not in {entry.digest for entry in chain.entries}:
+        raise tampered(
+            str(path),
+            len(chain.entries),
+            f"the account ends here, with head {chain.head}",
+            f"a line with hash {head}, which was noted elsewhere",
+        )
+    assert chain.public_key is not None  # noqa: S101 - an account without entries is refused in _chain
+    last = chain.entries[-1]
+    outcome = last.body.get("outcome") if chain.finished else None
+    return Report(
+        rotation=last.rotation,
+        entries=len(chain.entries),
+        started=chain.entries[0].time,
+        ended=last.time,
+        finished=chain.finished,
+        outcome=str(outcome) if outcome is not None else None,
+        public_key_fingerprint=public_key_fingerprint(chain.public_key),
+        key_confirmed=public_key is not None,
+        head=chain.head,
+    )
+
+
+def read(path: Path, public_key: Ed25519PublicKey | None = None) -> Sequence[Entry]:
+    """The entries of a verified account.
+
+    Raises:
+        As `verify`.
+    """
+    return _chain(path, public_key).entries
+
+
+def load_public_key(pem: str, where: str) -> Ed25519PublicKey:
+    """An Ed25519 public key from PEM.
+
+    Raises:
+        InvalidInput: It is something else.
+    """
+    try:
+        key = load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise InvalidInput("this is no key of an account", where=where, expected="an Ed25519 public key as PEM")
+    return key
+
+
+def _chain(path: Path, public_key: Ed25519PublicKey | None) -> Chain:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFound("there is no such account", where=str(path), next_command="capstan status") from error
+    except OSError as error:
+        raise InvalidInput("the account cannot be read", where=str(path), observed=str(error)) from error
+    chain = Chain(str(path), public_key)
+    lines = data.split(b"\n")
+    rest = lines.pop()
+    for line in lines:
+        chain.take(line)
+    if rest or not chain.entries:
+        raise tampered(
+            str(path),
+            len(chain.entries) + 1,
+            "a line that is cut off: the writer died, or the file was truncated" if rest else "an empty account",
+            "complete lines (running the rotation again sets such a line aside and notes it)",
+        )
+    return chain
