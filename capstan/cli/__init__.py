@@ -1,0 +1,47 @@
+"""The command line: `capstan check|plan|rotate|status|evidence|lab|demo`.
+
+Commands are imported when they are called, so that `check` and `plan` start without Prefect.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cyclopts import App
+
+from capstan.cli.output import Exit, exit_code, print_error
+from capstan.errors import CapstanError
+
+app = App(
+    name="capstan",
+    help="Turns the trust anchors of a running mesh or cluster without dropping a handshake.",
+    version_flags=["--version"],
+)
+app.command("capstan.cli.check:check")
+app.command("capstan.cli.plan:plan")
+app.command("capstan.cli.rotate:rotate")
+app.command("capstan.cli.status:status")
+app.command("capstan.cli.evidence:app", name="evidence")
+app.command("capstan.cli.lab:app", name="lab")
+app.command("capstan.cli.demo:app", name="demo")
+
+
+def main() -> None:
+    """Run the command line and exit with a code that has a meaning (`capstan.cli.output.Exit`)."""
+    # Prefect asks nobody before it reports usage; we do: off unless an operator switched it on.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    try:
+        result = app(exit_on_error=True, result_action="return_value")
+    except CapstanError as error:
+        print_error(error)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; nothing is lost: run the same command again and it goes on from here\n")
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`| head`); point stdout at nothing so that the interpreter's exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.FAILURE)
+    sys.exit(int(result) if isinstance(result, int) else Exit.OK)

@@ -1,0 +1,19 @@
+"""Audit events of our steps, through Python's own audit hooks (PEP 578).
+
+Every step of a rotation raises `capstan.step` with (name, "begin" | "end"). Security tooling may listen with
+`sys.addaudithook`; so do the tests that kill the process at each step boundary. Nothing in Capstan listens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def audited_step(name: str) -> Iterator[None]:
+    """Raise the audit events around the enclosed step; `end` only if it succeeded."""
+    sys.audit("capstan.step", name, "begin")
+    yield
+    sys.audit("capstan.step", name, "end")

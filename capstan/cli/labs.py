@@ -1,0 +1,160 @@
+"""Starting and stopping the embedded lab as a process of its own; the product never imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from capstan.cli.live import Handshakes
+from capstan.errors import InvalidInput, Unreachable
+
+# How long a lab may take until every pod is Ready, on a slow and busy machine.
+START_SECONDS = 240.0
+STOP_SECONDS = 15.0
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line that runs the lab with this interpreter."""
+    return [sys.executable, "-m", "infra.lab", *arguments]
+
+
+def exec_lab(*arguments: str) -> None:
+    """Become the lab: same process id, so that whoever started us can signal it.
+
+    Raises:
+        InvalidInput: The lab's dependencies are not installed.
+    """
+    _require_lab()
+    os.execv(sys.executable, command(*arguments))  # noqa: S606  # no shell is wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """A running lab.
+
+    Attributes:
+        directory: Where it keeps its kubeconfig, lab.json and logs.
+        facts: Contents of lab.json.
+    """
+
+    directory: Path
+    facts: dict[str, Any]
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Path of the kubeconfig of its system:masters user."""
+        return self.directory / "kubeconfig"
+
+    def prober(self) -> dict[str, Any]:
+        """What the prober has counted: attempted, failed, and each failure.
+
+        Raises:
+            Unreachable: The lab does not answer.
+        """
+        try:
+            answer = httpx.get(f"{self.facts['control']}/prober", timeout=10.0)
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise Unreachable(
+                "the lab's prober does not answer",
+                where=str(self.facts["control"]),
+                observed=f"{type(error).__name__}: {error}",
+                expected="its counts as JSON",
+                next_command=f"look at {self.directory / 'lab.log'}",
+            ) from error
+        counts: dict[str, Any] = answer.json()
+        return counts
+
+    def handshakes(self) -> Handshakes | None:
+        """The counts alone, for a display; None while the lab does not answer."""
+        try:
+            counts = self.prober()
+        except Unreachable:
+            return None
+        return Handshakes(attempted=counts["attempted"], failed=counts["failed"])
+
+
+@contextlib.contextmanager
+def running_lab(
+    directory: Path, arguments: Sequence[str] = (), on_line: Callable[[str], None] = lambda _line: None
+) -> Iterator[Lab]:
+    """A lab for the enclosed block.
+
+    Args:
+        directory: Made if absent; the lab's log goes to `lab.log` in it.
+        arguments: Further options of `capstan lab up`.
+        on_line: Called with each line the lab writes while it starts.
+
+    Raises:
+        Unreachable: It stopped, or was not ready in time; the message names its log.
+    """
+    _require_lab()
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = directory / "lab.json"
+    facts.unlink(missing_ok=True)
+    log = directory / "lab.log"
+    with log.open("w") as sink:
+        process = subprocess.Popen(
+            command("up", "--dir", str(directory), *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_until_ready(process, facts, log, on_line)
+        yield Lab(directory, json.loads(facts.read_text()))
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], facts: Path, log: Path, on_line: Callable[[str], None]
+) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with log.open() as lines:
+        while not facts.exists():
+            for line in lines:
+                on_line(line.rstrip())
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = " | ".join(log.read_text().splitlines()[-3:])
+                observed = f"exit code {process.returncode}" if process.poll() is not None else f"{START_SECONDS:.0f} s"
+                raise Unreachable(
+                    "the lab did not become ready",
+                    where=str(log),
+                    observed=f"{observed}; its last lines: {tail}",
+                    expected="lab.json, written when every pod is Ready",
+                    next_command=f"read {log}",
+                )
+            time.sleep(0.1)
+        for line in lines:
+            on_line(line.rstrip())
+
+
+def _require_lab() -> None:
+    import importlib.util
+
+    missing = [name for name in ("infra.lab", "grpc", "uvicorn", "starlette") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidInput(
+            "the embedded lab is not installed",
+            observed=f"missing: {', '.join(missing)}",
+            expected="the extra `lab`",
+            next_command="pip install 'capstan[lab]'",
+        )

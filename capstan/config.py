@@ -1,0 +1,115 @@
+"""What a person declares about one trust domain: its clusters, its vault, its policy.
+
+The models are Pydantic, so that a flow parameter of this type is a form in the Prefect UI and a validated body in its
+API. They hold references only; no key material ever enters a parameter (Prefect stores parameters in clear text).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+# A name ends up in ConfigMap, Lease and Key Vault secret names: RFC 1123 label (RFC 1123 section 2.1, Kubernetes
+# "DNS label"), short enough to leave room for our own prefixes and suffixes.
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+
+
+def _dns_label(value: str) -> str:
+    if not _LABEL.fullmatch(value) or len(value) > 40:
+        msg = f"{value!r} is no DNS label of at most 40 characters (lower-case letters, digits, hyphens inside)"
+        raise ValueError(msg)
+    return value
+
+
+DnsLabel = Annotated[str, AfterValidator(_dns_label)]
+
+
+def home() -> Path:
+    """Where Capstan keeps what it writes on this machine: `$CAPSTAN_HOME`, else the XDG state directory.
+
+    Source: XDG Base Directory Specification, `$XDG_STATE_HOME`.
+    """
+    explicit = os.environ.get("CAPSTAN_HOME")
+    if explicit:
+        return Path(explicit)
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "capstan"
+
+
+class System(StrEnum):
+    """The kinds of trust systems Capstan can rotate."""
+
+    LINKERD = "linkerd"
+
+
+class ClusterRef(BaseModel):
+    """How to reach one cluster. With neither field set: the pod's own service account, else the default kubeconfig."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: DnsLabel = Field(default="cluster", description="Name of the cluster within the trust domain")
+    kubeconfig: str | None = Field(default=None, description="Path of a kubeconfig file on the machine that runs this")
+    context: str | None = Field(default=None, description="Context in the kubeconfig; default: its current one")
+
+
+class KeyAlgorithm(StrEnum):
+    """Key algorithms for new CAs. Linkerd takes only P-256 issuers (linkerd2 `pkg/healthcheck`)."""
+
+    P256 = "P-256"
+    RSA_2048 = "RSA-2048"
+    RSA_4096 = "RSA-4096"
+
+
+class RotationPolicy(BaseModel):
+    """What new CAs look like and how long each wait may take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root_validity: timedelta = Field(default=timedelta(days=3650), description="Life of a new trust anchor")
+    issuer_validity: timedelta = Field(default=timedelta(days=365), description="Life of a new issuer")
+    root_algorithm: KeyAlgorithm = Field(default=KeyAlgorithm.P256, description="Key of a new trust anchor")
+    restart_deadline: timedelta = Field(
+        default=timedelta(minutes=30), description="Longest time all rollouts of one restart may take together"
+    )
+    leaf_margin: timedelta = Field(
+        default=timedelta(minutes=10),
+        description="Time allowed past the last observed leaf expiry before stragglers are named",
+    )
+
+
+class ApprovalMode(StrEnum):
+    """Who decides before a phase that changes the live mesh."""
+
+    ASK = "ask"
+    AUTO = "auto"
+
+
+class TrustDomain(BaseModel):
+    """One trust domain: the clusters that share roots, rotated together, every phase a barrier across all of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: DnsLabel = Field(default="linkerd", description="Name of this trust domain in records, vault and evidence")
+    system: System = System.LINKERD
+    clusters: tuple[ClusterRef, ...] = Field(default=(ClusterRef(),), min_length=1)
+    control_plane_namespace: DnsLabel = Field(default="linkerd", description="Namespace of the mesh's control plane")
+    vault: str = Field(
+        default="",
+        description="Where private keys live: local:/path, or https://NAME.vault.azure.net; default: local, in the home",
+    )
+    home: str = Field(default="", description="Directory for evidence and the local vault; default: $CAPSTAN_HOME")
+    policy: RotationPolicy = RotationPolicy()
+
+    def home_path(self) -> Path:
+        """The directory this domain's evidence and local vault live under."""
+        return Path(self.home) if self.home else home()
+
+    def vault_url(self) -> str:
+        """The vault's URL, with the default filled in."""
+        return self.vault or f"local:{self.home_path() / 'vault'}"
