@@ -65,17 +65,12 @@ class Decoder:
         self._unstructured = unstructured
 
     def decode(self, struct: schema.Struct, value: dict[str, Any]) -> dict[str, Any]:
-        """The document as it comes back from the typed server. Raises DecodeError for the first value of a wrong type.
-
-        `value` may carry ``kind`` and ``apiVersion``, which go first.
-        """
-        body = {key: entry for key, entry in value.items() if key not in ("kind", "apiVersion")}
-        head = {key: value[key] for key in ("kind", "apiVersion") if value.get(key)}
+        """The document as it comes back from the typed server. Raises DecodeError for a wrong type."""
         self._duplicates(value, "")
-        out = self._struct(struct, body, [], "")
+        out = self._struct(struct, value, [], "")
         if self._error:
             raise DecodeError(self._error)
-        return {**head, **out}
+        return out
 
     def _duplicates(self, value: object, path: str) -> None:
         if isinstance(value, DuplicateKeys):
