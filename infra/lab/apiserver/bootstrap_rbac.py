@@ -163,7 +163,11 @@ def bootstrap(store: Store) -> None:
         own = {"kind": "ClusterRole", "rules": rules}
         _ensure(store, CLUSTER_ROLES, "", f"system:aggregate-to-{name}", own, _aggregates_to(name))
         selector = {"matchLabels": _aggregates_to(name)}
-        body = {"kind": "ClusterRole", "aggregationRule": {"clusterRoleSelectors": [selector]}, "rules": []}
+        body: dict[str, Any] = {
+            "kind": "ClusterRole",
+            "aggregationRule": {"clusterRoleSelectors": [selector]},
+            "rules": [],
+        }
         _ensure(store, CLUSTER_ROLES, "", name, body, _aggregates_to(within) if within else {})
     for name, (role, groups) in GROUP_BINDINGS.items():
         subjects = [{"kind": "Group", "apiGroup": GROUP, "name": group} for group in groups]

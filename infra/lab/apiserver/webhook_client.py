@@ -1,0 +1,197 @@
+"""How the API server reaches a webhook: by URL or by Service, over TLS that must verify against the caBundle.
+
+Errors read as those of the Go client in kube-apiserver, so that what an operator would see in a real event or log
+(``x509: certificate signed by unknown authority``) is what the lab shows. A Service is resolved to a ready endpoint
+directly, since the lab has no service network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from .selectors import from_object
+
+if TYPE_CHECKING:
+    from .store import Store
+
+MAX_SECONDS = 30.0  # the largest timeoutSeconds a configuration may have
+# OpenSSL's verification results (x509_vfy.h) in Go's words
+_UNKNOWN_AUTHORITY = {2, 18, 19, 20, 21, 24, 79}
+_EXPIRED = {9, 10}
+_WRONG_NAME = {62, 64}
+
+
+class WebhookCallError(Exception):
+    """The webhook could not be asked or did not answer properly."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to connect (`url`), what to show in messages (`shown`), and the TLS name when it is not the URL's host."""
+
+    url: str
+    shown: str
+    server_name: str = ""
+
+
+class WebhookClient:
+    """Posts AdmissionReviews. Connections are kept per trust bundle: a new caBundle means a new handshake."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._clients: dict[bytes, httpx.AsyncClient] = {}
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+        self._clients.clear()
+
+    async def post(self, config: dict[str, Any], review: dict[str, Any], seconds: float) -> Any:
+        """The decoded answer. `config` is a WebhookClientConfig. Raises WebhookCallError."""
+        try:
+            return await self._post(config, review, seconds)
+        except WebhookCallError as error:
+            raise WebhookCallError(f"failed to call webhook: {error}") from error
+
+    async def _post(self, config: dict[str, Any], review: dict[str, Any], seconds: float) -> Any:
+        target = self._target(config)
+        client = self._client(config.get("caBundle") or "")
+        query = {"timeout": f"{int(seconds)}s"}
+        separator = "&" if "?" in target.shown else "?"
+        failed = f'Post "{target.shown}{separator}timeout={query["timeout"]}":'
+        headers = {
+            "accept": "application/json, */*",
+            "content-type": "application/json",
+            "user-agent": "kube-apiserver",
+        }
+        extensions = {}
+        if target.server_name:
+            headers["host"] = target.server_name
+            extensions["sni_hostname"] = target.server_name
+        content = json.dumps(review, separators=(",", ":")).encode()
+        try:
+            async with asyncio.timeout(seconds):
+                url = httpx.URL(target.url).copy_merge_params(query)
+                answer = await client.post(url, content=content, headers=headers, extensions=extensions)
+        except TimeoutError as error:
+            raise WebhookCallError(f"{failed} context deadline exceeded") from error
+        except httpx.HTTPError as error:
+            raise WebhookCallError(f"{failed} {in_gos_words(error, target)}") from error
+        if answer.status_code != 200:
+            raise WebhookCallError(_refused(answer))
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise WebhookCallError(f"couldn't get version/kind; json parse error: {error}") from error
+
+    def _client(self, bundle: str) -> httpx.AsyncClient:
+        key = hashlib.sha256(bundle.encode()).digest()
+        if key not in self._clients:
+            # The limit of a call is the webhook's own timeoutSeconds, set around it.
+            self._clients[key] = httpx.AsyncClient(verify=_trusting(bundle), trust_env=False, timeout=MAX_SECONDS)
+        return self._clients[key]
+
+    def _target(self, config: dict[str, Any]) -> Target:
+        if config.get("url"):
+            return Target(config["url"], config["url"])
+        service = config.get("service") or {}
+        namespace, name, port = service.get("namespace", ""), service.get("name", ""), int(service.get("port") or 443)
+        host = f"{name}.{namespace}.svc"
+        path = service.get("path") or "/"
+        address, actual = self._endpoint(namespace, name, port)
+        return Target(f"https://{address}:{actual}{path}", f"https://{host}:{port}{path}", host)
+
+    def _endpoint(self, namespace: str, name: str, port: int) -> tuple[str, int]:
+        """Address and port of a ready pod behind a Service port. Raises WebhookCallError."""
+        stored = self._store.get("services", namespace, name)
+        if stored is None:
+            raise WebhookCallError(f'service "{name}" not found')
+        spec = stored.obj.get("spec") or {}
+        entry = next((p for p in spec.get("ports") or [] if p.get("port") == port), None)
+        if entry is None:
+            raise WebhookCallError(f'no service port {port} found for service "{name}"')
+        selector = spec.get("selector")
+        matches = from_object({"matchLabels": selector} if selector else None).matches
+        for pod in self._store.objects("pods", namespace):
+            status = pod.obj.get("status") or {}
+            ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
+            if ready and status.get("podIP") and matches(pod.labels) and "deletionTimestamp" not in pod.obj["metadata"]:
+                return status["podIP"], _target_port(pod.obj, entry)
+        raise WebhookCallError(f'no endpoints available for service "{name}"')
+
+
+def _target_port(pod: dict[str, Any], entry: dict[str, Any]) -> int:
+    target = entry.get("targetPort") or entry["port"]
+    if isinstance(target, int):
+        return target
+    for container in pod["spec"].get("containers") or []:
+        for port in container.get("ports") or []:
+            if port.get("name") == target:
+                return int(port["containerPort"])
+    raise WebhookCallError(f'no port named "{target}" in pod {pod["metadata"]["name"]}')
+
+
+def _trusting(bundle: str) -> ssl.SSLContext:
+    """A context that trusts the bundle alone; the system's roots when there is none. Raises WebhookCallError."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    if not bundle:
+        return context
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Go takes any certificate of its pool as an anchor and checks names and times alone.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cadata=base64.b64decode(bundle, validate=True).decode())
+    except (ssl.SSLError, ValueError, binascii.Error) as error:
+        raise WebhookCallError("unable to load root certificates: unable to parse bytes as PEM block") from error
+    return context
+
+
+def in_gos_words(error: BaseException, target: Target) -> str:
+    """What Go's HTTP client would have said."""
+    parts = urlsplit(target.url)
+    address = f"{parts.hostname}:{parts.port or 443}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"tls: failed to verify certificate: {_x509(cause, target)}"
+        if isinstance(cause, ssl.SSLError):
+            return f"remote error: tls: {cause.reason or cause}"
+        if isinstance(cause, ConnectionRefusedError):
+            return f"dial tcp {address}: connect: connection refused"
+        if isinstance(cause, ConnectionResetError):
+            return f"read tcp {address}: read: connection reset by peer"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.ConnectError):
+        # httpcore hides the OSError of a refused connection behind "All connection attempts failed"
+        return f"dial tcp {address}: connect: connection refused"
+    return "EOF" if isinstance(error, httpx.RemoteProtocolError) else str(error) or type(error).__name__
+
+
+def _x509(error: ssl.SSLCertVerificationError, target: Target) -> str:
+    if error.verify_code in _UNKNOWN_AUTHORITY:
+        return "x509: certificate signed by unknown authority"
+    if error.verify_code in _EXPIRED:
+        return "x509: certificate has expired or is not yet valid"
+    if error.verify_code in _WRONG_NAME:
+        return f"x509: certificate is not valid for {target.server_name or urlsplit(target.url).hostname}"
+    return f"x509: {error.verify_message}"
+
+
+def _refused(answer: httpx.Response) -> str:
+    """Words of client-go for an answer that is not 200."""
+    if answer.status_code == 404:
+        return "the server could not find the requested resource"
+    if answer.status_code >= 500:
+        text = answer.text[:1024].strip()
+        return f'an error on the server ("{text}") has prevented the request from succeeding'
+    return "the server rejected our request for an unknown reason"
