@@ -379,3 +379,22 @@ def _refused(response: httpx.Response) -> ApiError:
 
 def _no_answer(method: str, path: str, error: Exception) -> ApiError:
     return ApiError(0, "ConnectionError", f"{method} {path}: no answer: {type(error).__name__}: {error}")
+
+
+class SharedInformers:
+    """One informer per collection for a whole process, however many readers it has."""
+
+    def __init__(self, client: KubeClient) -> None:
+        self.client = client
+        self._informers: dict[tuple[str, str], Informer] = {}
+
+    def of(self, path: str, **params: Any) -> Informer:
+        """The started informer of a collection; await its `synced()` before trusting an absence."""
+        key = (path, json.dumps(params, sort_keys=True))
+        if key not in self._informers:
+            self._informers[key] = Informer(self.client, path, **params).start()
+        return self._informers[key]
+
+    async def stop(self) -> None:
+        """Stop all of them."""
+        await asyncio.gather(*(informer.stop() for informer in self._informers.values()))
