@@ -1,6 +1,6 @@
 """What was read from the live clusters of one trust domain, as plain values.
 
-Adapters (`capstan.systems`) fill these in; everything else in `capstan.trust` reasons about them. Nothing here does I/O.
+Adapters (`capstan.systems`) fill these in; everything else in `capstan.trust` reasons about them. No I/O here.
 An Observation never guesses: what could not be read is None, with the reason beside it, and every judge of an
 Observation treats None as the worst case.
 """
@@ -8,8 +8,11 @@ Observation treats None as the worst case.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Fingerprint = str
 """SHA-256 of a certificate's DER, lower-case hex."""

@@ -1,0 +1,163 @@
+"""Which phase a rotation is in, read from the certificates alone.
+
+`old` is the set of roots that are to go, `new` the one that is to stay. The phase is the first one whose goal is not
+reached, so a run that was killed anywhere, or a domain changed behind our back, is continued at the right place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from capstan.trust.observation import Fingerprint, Observation, Peer
+
+
+class Phase(StrEnum):
+    """The four moves, and the end."""
+
+    PREPARE = "prepare"
+    TRUST = "trust"
+    ISSUE = "issue"
+    DISTRUST = "distrust"
+    DONE = "done"
+
+    @property
+    def number(self) -> int:
+        """1 for PREPARE to 5 for DONE."""
+        return list(Phase).index(self) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one phase is.
+
+    Attributes:
+        phase: The phase whose goal is measured.
+        done: Peers that reached it.
+        total: Live peers.
+        waiting_for: Everything that has not reached it: peers by name with the reason, and places such as
+            `CLUSTER: bundle`. Empty means the goal is reached.
+    """
+
+    phase: Phase
+    done: int
+    total: int
+    waiting_for: tuple[str, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether the goal is reached by everybody and everything."""
+        return not self.waiting_for
+
+
+def derive_phase(observation: Observation, old: frozenset[Fingerprint], new: Fingerprint | None) -> Phase:
+    """The first phase whose goal is not reached.
+
+    Args:
+        new: None while no new root exists.
+    """
+    if new is None or not _introduced(observation, new):
+        return Phase.PREPARE
+    for phase in (Phase.TRUST, Phase.ISSUE, Phase.DISTRUST):
+        if not progress(observation, phase, old, new).reached:
+            return phase
+    return Phase.DONE
+
+
+def progress(observation: Observation, phase: Phase, old: frozenset[Fingerprint], new: Fingerprint | None) -> Progress:
+    """Measure one phase's goal; see `needed_roots` for what TRUST asks for.
+
+    PREPARE is reached when the new root exists; DONE has no goal of its own.
+    """
+    peers = observation.peers
+    if phase is Phase.PREPARE:
+        waiting: tuple[str, ...] = () if new is not None else ("a new root: none is minted",)
+        return Progress(phase, len(peers) if new is not None else 0, len(peers), waiting)
+    if new is None:
+        return Progress(phase, 0, len(peers), ("a new root: none is minted",))
+    needed = needed_roots(observation, old, new)
+    behind = {peer.name: why for peer in peers if (why := _peer_behind(peer, phase, needed, new))}
+    places = tuple(_places_behind(observation, phase, needed, new))
+    waiting = (*places, *(f"{name}: {why}" for name, why in behind.items()))
+    return Progress(phase, len(peers) - len(behind), len(peers), waiting)
+
+
+def needed_roots(observation: Observation, old: frozenset[Fingerprint], new: Fingerprint) -> frozenset[Fingerprint]:
+    """Roots that every trust store must hold before the issuer may be switched: new, and each old one still in use.
+
+    An old root is in use while a live leaf or a cluster's issuer chains to old roots only. Once nothing does, TRUST
+    asks for the new root alone; that is what keeps a domain that is half-way through DISTRUST from being widened again.
+    What could not be read may chain to any old root.
+    """
+    needed = {new}
+    for anchors in _chains(observation):
+        if anchors is None:
+            needed |= old & _bundled(observation)
+        elif new not in anchors:
+            needed |= anchors & old
+    return frozenset(needed)
+
+
+def _chains(observation: Observation) -> Iterator[frozenset[Fingerprint] | None]:
+    for cluster in observation.clusters:
+        yield cluster.issuer.anchors if cluster.issuer else None
+        for peer in cluster.peers:
+            yield peer.leaf.anchors if peer.leaf else None
+
+
+def _bundled(observation: Observation) -> frozenset[Fingerprint]:
+    return frozenset().union(*(cluster.bundle for cluster in observation.clusters))
+
+
+def _introduced(observation: Observation, new: Fingerprint) -> bool:
+    """Whether the new root is anywhere to be seen."""
+    for cluster in observation.clusters:
+        places = (cluster.bundle, *(roots for _, roots in cluster.declared))
+        if any(new in roots for roots in places):
+            return True
+        if cluster.issuer and new in cluster.issuer.anchors:
+            return True
+    return any(
+        (peer.trusts is not None and new in peer.trusts) or (peer.leaf is not None and new in peer.leaf.anchors)
+        for peer in observation.peers
+    )
+
+
+def _places_behind(
+    observation: Observation, phase: Phase, needed: frozenset[Fingerprint], new: Fingerprint
+) -> Iterator[str]:
+    for cluster in observation.clusters:
+        for place, roots in (("bundle", cluster.bundle), *cluster.declared):
+            if phase is Phase.TRUST and (missing := needed - roots):
+                yield f"{cluster.name}: {place} lacks {_short(missing)}"
+            if phase is Phase.DISTRUST and roots != {new}:
+                yield f"{cluster.name}: {place} holds {_short(roots)}"
+        if phase is Phase.ISSUE and (cluster.issuer is None or new not in cluster.issuer.anchors):
+            yield f"{cluster.name}: issuer " + ("cannot be read" if cluster.issuer is None else "chains to old roots")
+
+
+def _peer_behind(peer: Peer, phase: Phase, needed: frozenset[Fingerprint], new: Fingerprint) -> str:
+    match phase:
+        case Phase.TRUST:
+            if peer.trusts is None:
+                return f"trust store cannot be read ({peer.unreadable or 'no reason given'})"
+            missing = needed - peer.trusts
+            return f"does not trust {_short(missing)}" if missing else ""
+        case Phase.ISSUE:
+            if peer.leaf is None:
+                return f"leaf cannot be read ({peer.unreadable or 'no reason given'})"
+            return "" if new in peer.leaf.anchors else f"leaf of old roots until {peer.leaf.not_after:%F %T}Z"
+        case Phase.DISTRUST:
+            if peer.trusts is None:
+                return f"trust store cannot be read ({peer.unreadable or 'no reason given'})"
+            return "" if peer.trusts == {new} else f"still trusts {_short(peer.trusts - {new}) or 'nothing'}"
+        case _:
+            return ""
+
+
+def _short(roots: frozenset[Fingerprint]) -> str:
+    return ", ".join(sorted(root[:16] for root in roots)) or "nothing"

@@ -1,0 +1,165 @@
+"""The ordered steps of a rotation, planned from what was observed.
+
+The same sequence is planned from every state; what is already true is marked done, so planning again after a crash
+continues, and planning with `old` and `new` exchanged is the way back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from capstan.errors import InvalidInput
+from capstan.trust.phase import Phase, derive_phase
+from capstan.trust.planner import Planner, places
+from capstan.trust.safety import Unsafe, Verdict, verdict
+from capstan.trust.steps import LeafRenewal, Policy, Step, StepKind
+
+if TYPE_CHECKING:
+    from capstan.trust.observation import ClusterObservation, Fingerprint, Observation
+
+__all__ = ["LeafRenewal", "Plan", "Policy", "Step", "StepKind", "plan"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A rotation's steps, and what they were planned from."""
+
+    steps: tuple[Step, ...]
+    phase: Phase
+    old: frozenset[Fingerprint]
+    new: Fingerprint | None
+    policy: Policy
+    verdict: Verdict
+    domain: tuple[dict[str, Any], ...]
+
+    @property
+    def pending(self) -> tuple[Step, ...]:
+        """The steps still to do, in order."""
+        return tuple(step for step in self.steps if not step.done)
+
+    def entered(self, phase: Phase) -> bool:
+        """Whether an acting step of this phase has taken effect in some cluster, as observed."""
+        acting = {StepKind.WIDEN_BUNDLE, StepKind.SWITCH_ISSUER, StepKind.NARROW_BUNDLE}
+        return any(s.phase is phase and s.kind in acting and len(s.pending) < len(s.clusters) for s in self.steps)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) that approvals are bound to.
+
+        It covers what an approver decides on: clusters, old, new and foreign roots, issuers still under old roots,
+        the workloads that will be restarted, safety, policy and the order of steps. Pod names, times and leaves are
+        not in it, nor how far the bundles are, so it holds still while the trust and distrust phases run; it changes
+        with each issuer switched.
+        """
+        canonical = json.dumps(self._decided_on(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values, with its digest."""
+        return {
+            "schemaVersion": SCHEMA_VERSION,
+            "digest": self.digest(),
+            "phase": self.phase.value,
+            "safe": self.verdict.safe,
+            "verdict": str(self.verdict),
+            "decidedOn": self._decided_on(),
+            "steps": [
+                {
+                    "name": step.name,
+                    "kind": step.kind.value,
+                    "phase": step.phase.value,
+                    "changes": step.changes,
+                    "reversible": step.reversible,
+                    "clusters": list(step.clusters),
+                    "pending": list(step.pending),
+                    "done": step.done,
+                }
+                for step in self.steps
+            ],
+        }
+
+    def _decided_on(self) -> dict[str, Any]:
+        return {
+            "schemaVersion": SCHEMA_VERSION,
+            "old": sorted(self.old),
+            "new": self.new,
+            "clusters": list(self.domain),
+            "safety": _safety(self.verdict),
+            "policy": {
+                "approvals": sorted(phase.value for phase in self.policy.approvals),
+                "renewal": self.policy.renewal.value,
+                "root": {
+                    "commonName": self.policy.root.common_name,
+                    "validitySeconds": self.policy.root.validity.total_seconds(),
+                    "algorithm": self.policy.root.algorithm.value,
+                    "pathLength": self.policy.root.path_length,
+                },
+                "issuer": {
+                    "commonName": self.policy.issuer.common_name,
+                    "validitySeconds": self.policy.issuer.validity.total_seconds(),
+                    "algorithm": self.policy.issuer.algorithm.value,
+                    "pathLength": self.policy.issuer.path_length,
+                },
+            },
+            "steps": [step.name for step in self.steps],
+        }
+
+
+def plan(
+    observation: Observation, old: frozenset[Fingerprint], new: Fingerprint | None, policy: Policy | None = None
+) -> Plan:
+    """Plan a rotation from `old` roots to `new`, from whatever state the domain is in.
+
+    Args:
+        old: The roots that are to go. `new` in it is ignored.
+        new: None while it is still to be minted.
+
+    Raises:
+        InvalidInput: No cluster was observed, two of them share a name, or nothing is to go.
+    """
+    policy = policy or Policy()
+    old = old - {new} if new else old
+    names = [cluster.name for cluster in observation.clusters]
+    if not old or not names or len(set(names)) != len(names):
+        raise InvalidInput(
+            "no rotation can be planned",
+            observed=f"old roots {sorted(old)}, clusters {names}",
+            expected="at least one old root, at least one cluster, each of its own name",
+        )
+    return Plan(
+        steps=Planner(observation, old, new, policy).steps(),
+        phase=derive_phase(observation, old, new),
+        old=old,
+        new=new,
+        policy=policy,
+        verdict=verdict(observation),
+        domain=tuple(sorted((_domain(c, old, new) for c in observation.clusters), key=lambda each: str(each["name"]))),
+    )
+
+
+def _domain(cluster: ClusterObservation, old: frozenset[Fingerprint], new: Fingerprint | None) -> dict[str, Any]:
+    """What an approver decides on in one cluster, free of pod names, times and our own progress."""
+    known = old | {new} if new else old
+    issuer = cluster.issuer
+    return {
+        "name": cluster.name,
+        "foreignRoots": sorted(frozenset().union(*places(cluster)) - known),
+        "declaredIn": sorted(place for place, _ in cluster.declared),
+        "issuer": None if issuer is None else "new" if new in issuer.anchors else issuer.fingerprint,
+        "owners": sorted({f"{peer.role}: {peer.owner}" for peer in cluster.peers}),
+    }
+
+
+def _safety(found: Verdict) -> dict[str, Any]:
+    if not isinstance(found, Unsafe):
+        return {"safe": True}
+    return {
+        "safe": False,
+        "mistrust": sorted([sorted(pair.trusts), sorted(pair.anchors)] for pair in found.pairs),
+        "unreadable": bool(found.unreadable),
+        "expired": bool(found.expired),
+    }

@@ -1,0 +1,154 @@
+"""Which steps a rotation has, in which order, and which of them are already true.
+
+This order is the product: `capstan.trust.explore` proves it safe, and every other order it tries unsafe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from capstan.trust.observation import ClusterObservation, Fingerprint, Observation, Role
+from capstan.trust.phase import Phase, needed_roots
+from capstan.trust.steps import LeafRenewal, Policy, Step, StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Planner:
+    """Plans the steps for one observation."""
+
+    def __init__(
+        self, observation: Observation, old: frozenset[Fingerprint], new: Fingerprint | None, policy: Policy
+    ) -> None:
+        self.observation = observation
+        self.new = new
+        self.policy = policy
+        self.needed = needed_roots(observation, old, new) if new else old
+        self.only = frozenset({new}) if new else frozenset()
+
+    def steps(self) -> tuple[Step, ...]:
+        """All steps, in order."""
+        way_back = "old bundle is written again and pods restarted; both issuers stay trusted meanwhile"
+        widen = [
+            self.step(StepKind.WIDEN_BUNDLE, Phase.TRUST, "every bundle := old + new", way_back, self.lacks_roots),
+            *self.restarts(Phase.TRUST, way_back, self.distrusts_needed),
+            self.step(
+                StepKind.GATE_TRUST, Phase.TRUST, "nothing; waits until every live trust store holds new",
+                "nothing to reverse", self.trust_open,
+            ),
+        ]  # fmt: skip
+        back = "old issuer is written again; old and new are both trusted until the bundles are narrowed"
+        renew_by_restart = self.restarts(Phase.ISSUE, back, self.presents_old)
+        issue = [
+            self.step(StepKind.SWITCH_ISSUER, Phase.ISSUE, "every issuer := new", back, self.issues_old),
+            *(renew_by_restart if self.policy.renewal is LeafRenewal.RESTART else ()),
+            self.step(
+                StepKind.AWAIT_LEAVES, Phase.ISSUE, "nothing; waits until every live leaf chains to new",
+                "nothing to reverse", self.issue_open,
+            ),
+        ]  # fmt: skip
+        last = "bundles are widened again and pods restarted, while the old key is kept"
+        narrow = [
+            self.step(StepKind.NARROW_BUNDLE, Phase.DISTRUST, "every bundle := new only", last, self.bundles_differ),
+            *self.restarts(Phase.DISTRUST, last, self.trusts_more),
+            self.step(
+                StepKind.GATE_DISTRUST, Phase.DISTRUST, "nothing; waits until every live trust store is new only",
+                "nothing to reverse", self.distrust_open,
+            ),
+            self.step(
+                StepKind.PROBE_REFUSAL, Phase.DISTRUST, "nothing; presents a leaf of an old root, to be refused",
+                "nothing to reverse", lambda _: True,
+            ),
+        ]  # fmt: skip
+        mint = self.step(
+            StepKind.MINT, Phase.PREPARE, "a new root and new issuers, in the vault only",
+            "the new material is discarded", lambda _: self.new is None,
+        )  # fmt: skip
+        return (
+            mint,
+            *self.approved(Phase.TRUST, widen),
+            *self.approved(Phase.ISSUE, issue),
+            *self.approved(Phase.DISTRUST, narrow),
+        )
+
+    def approved(self, phase: Phase, steps: list[Step]) -> tuple[Step, ...]:
+        """The phase's steps behind an approval, which is moot once nothing in the phase is left to act on."""
+        if phase not in self.policy.approvals:
+            return tuple(steps)
+        acting = {name for step in steps if step.kind is not StepKind.PROBE_REFUSAL for name in step.pending}
+        approval = self.step(
+            StepKind.APPROVE, phase, "nothing; a person decides", "nothing to reverse", lambda c: c.name in acting
+        )
+        return (approval, *steps)
+
+    def restarts(
+        self, phase: Phase, reversible: str, behind: Callable[[ClusterObservation, Role], bool]
+    ) -> tuple[Step, ...]:
+        """Control plane first: it must be able to serve what the restarted workloads will ask of it."""
+        return (
+            self.step(
+                StepKind.RESTART_CONTROL_PLANE, phase, "control-plane pods start anew", reversible,
+                lambda cluster: behind(cluster, Role.CONTROL_PLANE),
+            ),
+            self.step(
+                StepKind.RESTART_DATA_PLANE, phase, "meshed workloads start anew", reversible,
+                lambda cluster: behind(cluster, Role.WORKLOAD),
+            ),
+        )  # fmt: skip
+
+    def step(
+        self,
+        kind: StepKind,
+        phase: Phase,
+        changes: str,
+        reversible: str,
+        pending: Callable[[ClusterObservation], bool],
+    ) -> Step:
+        clusters = self.observation.clusters
+        return Step(
+            kind=kind,
+            phase=phase,
+            changes=changes,
+            reversible=reversible,
+            clusters=tuple(cluster.name for cluster in clusters),
+            pending=tuple(cluster.name for cluster in clusters if pending(cluster)),
+        )
+
+    # What is still to be done in one cluster. Without a new root everything is.
+
+    def lacks_roots(self, cluster: ClusterObservation) -> bool:
+        return self.new is None or any(not self.needed <= roots for roots in places(cluster))
+
+    def bundles_differ(self, cluster: ClusterObservation) -> bool:
+        return any(roots != self.only for roots in places(cluster))
+
+    def distrusts_needed(self, cluster: ClusterObservation, role: Role) -> bool:
+        return self.new is None or any(
+            peer.trusts is None or not self.needed <= peer.trusts for peer in cluster.peers if peer.role is role
+        )
+
+    def trusts_more(self, cluster: ClusterObservation, role: Role) -> bool:
+        return any(peer.trusts != self.only for peer in cluster.peers if peer.role is role)
+
+    def issues_old(self, cluster: ClusterObservation) -> bool:
+        return cluster.issuer is None or self.new not in cluster.issuer.anchors
+
+    def presents_old(self, cluster: ClusterObservation, role: Role) -> bool:
+        return any(
+            peer.leaf is None or self.new not in peer.leaf.anchors for peer in cluster.peers if peer.role is role
+        )
+
+    def trust_open(self, cluster: ClusterObservation) -> bool:
+        return self.lacks_roots(cluster) or any(self.distrusts_needed(cluster, role) for role in Role)
+
+    def issue_open(self, cluster: ClusterObservation) -> bool:
+        return self.issues_old(cluster) or any(self.presents_old(cluster, role) for role in Role)
+
+    def distrust_open(self, cluster: ClusterObservation) -> bool:
+        return self.bundles_differ(cluster) or any(self.trusts_more(cluster, role) for role in Role)
+
+
+def places(cluster: ClusterObservation) -> tuple[frozenset[Fingerprint], ...]:
+    """Every place of a cluster that declares its roots."""
+    return (cluster.bundle, *(roots for _, roots in cluster.declared))
