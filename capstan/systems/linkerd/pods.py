@@ -1,0 +1,103 @@
+"""Reading meshed pods as Kubernetes describes them: which container is the proxy, what it was born with, its ports."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from capstan.systems.linkerd.layout import (
+    ADMIN_PORT,
+    ADMIN_PORT_NAME,
+    ANCHORS_ENV,
+    COMPONENT_LABEL,
+    CONTROL_PLANE,
+    LOCAL_NAME_ENV,
+    PROXY,
+)
+from capstan.trust.observation import Role
+
+if TYPE_CHECKING:
+    from capstan.cluster.values import Object
+
+_REFERENCE: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+
+
+def proxy_container(pod_spec: Object) -> Object | None:
+    """The container named linkerd-proxy: a native sidecar among the init containers (default since 2.20), or a plain
+    container. Takes a pod's spec or a pod template's."""
+    for group in ("initContainers", "containers"):
+        for container in pod_spec.get(group) or []:
+            if container.get("name") == PROXY:
+                return dict(container)
+    return None
+
+
+def proxy_runs(pod: Object) -> bool:
+    """Whether the proxy's process is up (its pod may still be Pending: native sidecars start first)."""
+    status = pod.get("status", {})
+    for group in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(group) or []:
+            if container.get("name") == PROXY:
+                return "running" in (container.get("state") or {})
+    return False
+
+
+def has_ended(pod: Object) -> bool:
+    """Completed, failed or evicted: no process of it is left, however long the object stays."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def admin_port(container: Object) -> int:
+    """Port of the proxy's admin server: the one named linkerd-admin, 4191 unless configured otherwise."""
+    for port in container.get("ports") or []:
+        if port.get("name") == ADMIN_PORT_NAME:
+            return int(port["containerPort"])
+    return ADMIN_PORT
+
+
+def literal_anchors(container: Object) -> str | None:
+    """The roots written into the pod at its birth; None in the control-plane namespace, where a reference stands."""
+    for entry in container.get("env") or []:
+        if entry.get("name") == ANCHORS_ENV and "value" in entry:
+            return str(entry["value"])
+    return None
+
+
+def local_name(pod: Object, container: Object) -> str | None:
+    """The proxy's own identity, with `$(_pod_sa)` and the like expanded as the kubelet expands them."""
+    values: dict[str, str] = {}
+    for entry in container.get("env") or []:
+        value = str(entry["value"]) if "value" in entry else _field(pod, entry.get("valueFrom") or {})
+        if value is not None:
+            values[entry["name"]] = _expand(value, values)
+    return values.get(LOCAL_NAME_ENV)
+
+
+def role_of(pod: Object, namespace: str) -> Role:
+    """Control plane: the components whose proxies must know a root before anything else may be restarted."""
+    metadata = pod["metadata"]
+    component = (metadata.get("labels") or {}).get(COMPONENT_LABEL, "")
+    if metadata.get("namespace") == namespace and f"linkerd-{component}" in CONTROL_PLANE:
+        return Role.CONTROL_PLANE
+    return Role.WORKLOAD
+
+
+def _field(pod: Object, source: dict[str, Any]) -> str | None:
+    path = (source.get("fieldRef") or {}).get("fieldPath")
+    metadata, spec = pod["metadata"], pod.get("spec", {})
+    plain = {
+        "metadata.name": metadata.get("name"),
+        "metadata.namespace": metadata.get("namespace"),
+        "metadata.uid": metadata.get("uid"),
+        "spec.serviceAccountName": spec.get("serviceAccountName"),
+        "spec.nodeName": spec.get("nodeName"),
+        "status.podIP": pod.get("status", {}).get("podIP"),
+        "status.hostIP": pod.get("status", {}).get("hostIP"),
+    }
+    value = plain.get(path)
+    return str(value) if value is not None else None
+
+
+def _expand(text: str, values: dict[str, str]) -> str:
+    """`$(NAME)` of variables defined before; `$$` is a dollar sign; unknown names stay as they are."""
+    return _REFERENCE.sub(lambda m: "$" if m[0] == "$$" else values.get(m[1], m[0]), text)
