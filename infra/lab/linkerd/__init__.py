@@ -1,0 +1,1 @@
+"""Linkerd in the lab: identity, proxy-injector and data plane as clients of any Kubernetes API."""

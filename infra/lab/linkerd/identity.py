@@ -1,0 +1,340 @@
+"""linkerd-identity: the mesh's certificate authority, as a container program.
+
+It reads its roots once at start and the issuer at start and after every swap of `..data` in the issuer's mount; an
+issuer that does not chain to the roots in memory is skipped and the old one stays. Behaviour, order and wording are
+those of the golden traces in tests/vectors/controllers/linkerd-identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from infra.lab.client import ApiError, KubeClient
+from infra.lab.linkerd import gopem, httpd, tokens, wire
+from infra.lab.linkerd.events import Recorder, Reference
+from infra.lab.linkerd.flags import parse_duration, parse_flags
+from infra.lab.linkerd.gotext import go_time, log_line
+from infra.lab.linkerd.issuer import Issuer, IssuerError, Validity, load_verified
+from infra.lab.linkerd.metrics import GrpcMetrics, minor_version
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from infra.lab.kubelet.runtime import Container
+
+COMPONENT = "linkerd-identity"
+ISSUER_MOUNT = "/var/run/linkerd/identity/issuer"
+ROOTS_FILE = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
+# Set to "true" on the pod, it reproduces the watcher that dies without a word (linkerd2 issue 15109): no more reloads.
+DEAD_WATCHER_ANNOTATION = "lab.capstan.dev/identity-watcher-dead"
+WATCH_SECONDS = 0.05
+
+_GO_CODE_NAMES = {
+    grpc.StatusCode.OK: "OK",
+    grpc.StatusCode.INVALID_ARGUMENT: "InvalidArgument",
+    grpc.StatusCode.FAILED_PRECONDITION: "FailedPrecondition",
+    grpc.StatusCode.INTERNAL: "Internal",
+    grpc.StatusCode.UNKNOWN: "Unknown",
+    grpc.StatusCode.UNAVAILABLE: "Unavailable",
+}
+
+
+class RefusedError(Exception):
+    """A Certify call that gets no certificate."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
+
+
+async def program(container: Container) -> int:
+    """Run linkerd-identity until SIGTERM; exit code 1 if it cannot start."""
+    return await Identity(container).run()
+
+
+class Identity:
+    """One running linkerd-identity."""
+
+    def __init__(self, container: Container) -> None:
+        flags = parse_flags(container.args)
+        self._container = container
+        self._version = container.image.rpartition(":")[2]
+        self._namespace = flags.get("controller-namespace", "linkerd")
+        self._scheme = flags.get("identity-scheme", "linkerd.io/tls")
+        self._trust_domain = flags.get("identity-trust-domain", "cluster.local")
+        self._port = int(flags.get("addr", ":8080").rpartition(":")[2])
+        self._admin_port = int(flags.get("admin-addr", ":9990").rpartition(":")[2])
+        self._validity = Validity(
+            parse_duration(flags.get("identity-issuance-lifetime", "24h0m0s")),
+            parse_duration(flags.get("identity-clock-skew-allowance", "20s")),
+        )
+        self._roots: list[x509.Certificate] = []
+        self._issuer: Issuer | None = None
+        self._metrics = GrpcMetrics()
+        self._ready = False
+        self._client: KubeClient | None = None
+        self._recorder: Recorder | None = None
+
+    @property
+    def _issuer_name(self) -> str:
+        return f"identity.{self._namespace}.{self._trust_domain}"
+
+    @property
+    def _deployment(self) -> Reference:
+        return Reference("Deployment", "apps/v1", self._namespace, COMPONENT)
+
+    async def run(self) -> int:
+        """The process from start to exit code."""
+        self._log("info", f"running version {self._version}")
+        try:
+            pem = self._container.path(ROOTS_FILE).read_bytes()
+        except FileNotFoundError:
+            self._log(
+                "fatal", f"could not read identity trust anchors PEM: open {ROOTS_FILE}: no such file or directory"
+            )
+            self._log("info", f"starting admin server on :{self._admin_port}")
+            return 1
+        self._log("info", f"starting admin server on :{self._admin_port}")
+        try:
+            self._roots = gopem.trust_anchors(pem)
+        except gopem.PemError as error:
+            self._log("fatal", f"Failed to read trust anchors: {error}")
+            return 1
+        self._log("info", "Using k8s client with QPS=100.00 Burst=200")
+        self._client = self._container.client(user_agent=f"identity/{self._version}")
+        self._recorder = Recorder(self._client, COMPONENT)
+        try:
+            self._issuer = self._load()
+        except IssuerError as error:
+            self._log("fatal", f"Failed to initialize identity service: {error}")
+            return 1
+        self._note_issuer()
+        return await self._serve(self._recorder)
+
+    async def _serve(self, recorder: Recorder) -> int:
+        self._log("info", f"starting gRPC server on :{self._port}")
+        admin = await httpd.start(self._container.ip, self._admin_port, self._admin)
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers((self._grpc_handler(),))
+        if server.add_insecure_port(f"{self._container.ip}:{self._port}") == 0:
+            self._log("fatal", f"Failed to listen on :{self._port}: address already in use")
+            await httpd.stop(admin)
+            return 1
+        await server.start()
+        tasks = [asyncio.create_task(recorder.run()), asyncio.create_task(self._watch())]
+        self._ready = True
+        self._container.set_ready(True)
+        try:
+            await self._container.stopping.wait()
+            self._log("info", f"shutting down gRPC server on :{self._port}")
+            self._log("error", "failed to start identity admin server: http: Server closed")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await server.stop(grace=0.2)
+            await httpd.stop(admin)
+        return 0
+
+    # --- the issuer -------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Follow swaps of `..data`; writing the files in place is not noticed, and a dead watcher notices nothing."""
+        annotations = self._container.pod["metadata"].get("annotations") or {}
+        if annotations.get(DEAD_WATCHER_ANNOTATION) == "true":
+            return
+        link = self._container.path(ISSUER_MOUNT) / "..data"
+        seen = _link_state(link)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            state = _link_state(link)
+            if state == seen or state is None:
+                continue
+            seen = state
+            self._reload()
+
+    def _reload(self) -> None:
+        try:
+            self._issuer = self._load()
+        except IssuerError as error:
+            message = f"Skipping issuer update as certs could not be read from disk: {error}"
+            self._log("warning", message)
+            self._event(self._deployment, "Warning", "IssuerUpdateSkipped", message)
+            return
+        self._note_issuer()
+        self._log("info", "Updated identity issuer")
+        self._event(self._deployment, "Normal", "IssuerUpdated", "Updated identity issuer")
+
+    def _load(self) -> Issuer:
+        directory = self._container.path(ISSUER_MOUNT)
+        return load_verified(
+            directory, self._scheme, ISSUER_MOUNT, roots=self._roots, name=self._issuer_name, now=datetime.now(UTC)
+        )
+
+    def _note_issuer(self) -> None:
+        if self._issuer is not None and self._version_shows_issuer():
+            end = self._issuer.certificate.not_valid_after_utc
+            line = log_line(datetime.now(UTC), "info", "Issuer cert loaded", invalid_after=go_time(end))
+            self._container.log(line)
+
+    # --- Certify ----------------------------------------------------------------------------------------------------
+
+    def _grpc_handler(self) -> grpc.GenericRpcHandler:
+        handler = grpc.unary_unary_rpc_method_handler(self._certify)  # no serialisers: raw bytes in and out
+        return grpc.method_handlers_generic_handler(wire.SERVICE, {"Certify": handler})
+
+    async def _certify(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        self._metrics.started()
+        begin = time.monotonic()
+        try:
+            answer = await self.certify(wire.CertifyRequest.decode(data))
+        except RefusedError as error:
+            self._metrics.handled(_GO_CODE_NAMES[error.code], time.monotonic() - begin)
+            await context.abort(error.code, error.details)
+            raise
+        except wire.WireError as error:
+            self._metrics.handled("Internal", time.monotonic() - begin)
+            await context.abort(grpc.StatusCode.INTERNAL, f"grpc: error unmarshalling request: {error}")
+            raise
+        self._metrics.handled("OK", time.monotonic() - begin)
+        return answer.encode()
+
+    async def certify(self, request: wire.CertifyRequest) -> wire.CertifyResponse:
+        """Check a request and sign its leaf; raises RefusedError with the code and text of trace 08."""
+        # (1) An issuer is loaded and the request is whole.
+        if self._issuer is None:
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "cert issuer not ready yet")
+        csr = _parse(request)
+        # (2) The CSR asks for exactly the requested identity.
+        _check_csr(csr, request.identity)
+        # (3) The token is that of the requested identity.
+        found = await self._token_identity(request)
+        if found != request.identity:
+            text = f"requested identity did not match provided token: requested={request.identity}; found={found}"
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, text)
+        # (4) The issuer in memory still verifies.
+        issuer, now = self._issuer, datetime.now(UTC)
+        try:
+            issuer.verify(self._roots, now)
+        except IssuerError as error:
+            message = f"{error} - CSR Identity : {request.identity}"
+            self._log("error", f"could not process CSR because of CA cert validation failure: {message}")
+            self._event(self._deployment, "Warning", "IssuerValidationFailed", message)
+            raise RefusedError(grpc.StatusCode.UNKNOWN, str(error)) from error
+        # (5) Sign.
+        try:
+            leaf = issuer.issue(csr, self._validity, now)
+        except IssuerError as error:
+            raise RefusedError(grpc.StatusCode.INTERNAL, str(error)) from error
+        der = leaf.public_bytes(Encoding.DER)
+        self._announce(request.identity, leaf.not_valid_after_utc, der)
+        intermediates = tuple(certificate.public_bytes(Encoding.DER) for certificate in issuer.chain)
+        return wire.CertifyResponse(der, intermediates, leaf.not_valid_after_utc)
+
+    async def _token_identity(self, request: wire.CertifyRequest) -> str:
+        if self._client is None:
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "cert issuer not ready yet")
+        suffix = f"identity.{self._namespace}.{self._trust_domain}"
+        try:
+            return await tokens.identity_of(self._client, request.token, suffix)
+        except tokens.InvalidTokenError as error:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        except tokens.NotAuthenticatedError as error:
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error
+        except ApiError as error:
+            text = f"error validating token for {request.identity}: {error.message}"
+            self._log("error", text)
+            raise RefusedError(grpc.StatusCode.INTERNAL, text) from error
+
+    def _announce(self, identity: str, until: datetime, der: bytes) -> None:
+        message = f"issued certificate for {identity} until {go_time(until)}: {hashlib.sha256(der).hexdigest()}"
+        self._log("info", message)
+        account, namespace, *_ = identity.split(".")
+        self._event(Reference("ServiceAccount", "v1", namespace, account), "Normal", "IssuedLeafCertificate", message)
+
+    # --- what others see --------------------------------------------------------------------------------------------
+
+    async def _admin(self, request: httpd.Request) -> httpd.Response:
+        if request.path == "/ping":
+            return httpd.Response.text("pong\n")
+        if request.path == "/ready":
+            return httpd.Response.text("ok\n") if self._ready else httpd.Response.text("not ready\n", 503)
+        if request.path == "/metrics":
+            return httpd.Response.text("".join(f"{line}\n" for line in self._metric_lines()))
+        return httpd.NOT_FOUND
+
+    def _metric_lines(self) -> list[str]:
+        lines = self._metrics.render()
+        if self._issuer is not None and self._version_shows_issuer():
+            left = self._issuer.certificate.not_valid_after_utc - datetime.now(UTC)
+            lines.append(f"issuer_cert_ttl_seconds {max(left, timedelta()).total_seconds():.3f}")
+        return lines
+
+    def _version_shows_issuer(self) -> bool:
+        with contextlib.suppress(ValueError):
+            return minor_version(self._version) >= 18
+        return False
+
+    def _event(self, about: Reference, kind: str, reason: str, message: str) -> None:
+        if self._recorder is not None:
+            self._recorder.record(about, kind, reason, message)
+
+    def _log(self, level: str, message: str) -> None:
+        self._container.log(log_line(datetime.now(UTC), level, message))
+
+
+def _link_state(link: Path) -> tuple[str, int] | None:
+    try:
+        return str(link.readlink()), link.lstat().st_ino
+    except OSError:
+        return None
+
+
+def _parse(request: wire.CertifyRequest) -> x509.CertificateSigningRequest:
+    for value, name in (
+        (request.identity, "identity"),
+        (request.token, "token"),
+        (request.csr, "certificate signing request"),
+    ):
+        if not value:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"missing {name}")
+    try:
+        return x509.load_der_x509_csr(request.csr)
+    except ValueError as error:
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"asn1: structure error: {error}") from error
+
+
+def _check_csr(csr: x509.CertificateSigningRequest, identity: str) -> None:
+    """One DNS name, the requested one; a CN only if it is the same; nothing else."""
+    try:
+        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    dns = names.get_values_for_type(x509.DNSName)
+    common_names = [str(a.value) for a in csr.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+    refusal = ""
+    if len(dns) != 1:
+        refusal = "CSR must have exactly one DNSName"
+    elif dns[0] != identity:
+        refusal = f"CSR name does not match requested identity: csr={dns[0]}; req={identity}"
+    elif common_names and common_names[-1] not in ("", identity):
+        refusal = f"invalid CommonName: {common_names[-1]}"
+    elif names.get_values_for_type(x509.RFC822Name):
+        refusal = "cannot validate email addresses"
+    elif names.get_values_for_type(x509.IPAddress):
+        refusal = "cannot validate IP addresses"
+    elif names.get_values_for_type(x509.UniformResourceIdentifier):
+        refusal = "cannot validate URIs"
+    if refusal:
+        raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, refusal)

@@ -1,0 +1,64 @@
+"""All proxies of one lab, and the programs that stand for Linkerd's images."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from infra.lab.kubelet.runtime import PROGRAMS, Container, Programs
+from infra.lab.linkerd import identity, injector
+from infra.lab.linkerd.proxy import LOCAL_NAME, TRUST_ANCHORS, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONTROLLER_IMAGE = "cr.l5d.io/linkerd/controller"
+PROXY_IMAGE = "cr.l5d.io/linkerd/proxy"
+INIT_IMAGE = "cr.l5d.io/linkerd/proxy-init"
+
+
+class Mesh:
+    """The data plane: which pod's proxy holds what, at this instant.
+
+    Attributes:
+        proxies: Running proxies by pod uid.
+    """
+
+    def __init__(self, resolve: Callable[[str], str]) -> None:
+        self.proxies: dict[str, Proxy] = {}
+        self._resolve = resolve
+
+    def register(self, programs: Programs = PROGRAMS) -> None:
+        """Make the kubelets of this process run Linkerd's containers."""
+        programs.register(CONTROLLER_IMAGE, identity.program, first_arg="identity")
+        programs.register(CONTROLLER_IMAGE, injector.program, first_arg="proxy-injector")
+        programs.register(CONTROLLER_IMAGE, _serve_nothing)
+        programs.register(INIT_IMAGE, _exit_at_once)
+        programs.register(PROXY_IMAGE, self._run_proxy)
+
+    async def _run_proxy(self, container: Container) -> int:
+        missing = [name for name in (LOCAL_NAME, TRUST_ANCHORS) if not container.env.get(name)]
+        if missing:
+            container.log(f"Invalid configuration: {', '.join(missing)} must be set")
+            return 64
+        proxy = Proxy(container, self._resolve)
+        self.proxies[proxy.uid] = proxy
+        try:
+            return await proxy.run()
+        finally:
+            if self.proxies.get(proxy.uid) is proxy:
+                del self.proxies[proxy.uid]
+
+
+async def _serve_nothing(container: Container) -> int:
+    """linkerd-destination, sp-validator, policy: they only have to be there."""
+    container.set_ready(True)
+    await container.stopping.wait()
+    return 0
+
+
+async def _exit_at_once(container: Container) -> int:
+    """proxy-init sets up packet filter rules; the lab's proxies are dialled directly."""
+    container.log("no packet filter in this lab: nothing to set up")
+    await asyncio.sleep(0)
+    return 0

@@ -1,0 +1,263 @@
+"""The prober: new mTLS connections between random live pods, all the time; what it counts is the only verdict.
+
+Each attempt takes one meshed pod as client, with exactly the roots and the leaf its proxy holds at that instant, and
+dials the real inbound listener of another one: TLS 1.3, no resumption, the server's name verified. One byte is echoed,
+because in TLS 1.3 a server's refusal of the client certificate shows only after the client's handshake is done.
+
+Kubernetes sends no new traffic to a pod that is not Ready or is being deleted, so such pods are not chosen; an attempt
+during which either end begins to go away is not counted at all. Every other failure is counted and kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from infra.lab import pki
+from infra.lab.linkerd import httpd
+from infra.lab.linkerd.proxy import INBOUND_PORT
+from infra.lab.services import is_ready
+
+if TYPE_CHECKING:
+    from infra.lab.client import Informer
+    from infra.lab.linkerd.material import Material
+    from infra.lab.linkerd.mesh import Mesh
+    from infra.lab.linkerd.proxy import Proxy
+
+DEFAULT_RATE = 60.0
+TIMEOUT_SECONDS = 20.0
+MAX_IN_FLIGHT = 64
+MAX_KEPT_FAILURES = 20_000
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True)
+class Party:
+    """Who took part in a failed handshake, and what it held. Fingerprints are the first 12 digits of SHA-256."""
+
+    pod: str
+    roots: list[str]
+    leaf: str
+    leaf_issuer: str
+    leaf_not_after: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One handshake that failed between two pods that should have been able to talk."""
+
+    time: str
+    client: Party
+    server: Party
+    error: str
+
+
+@dataclass
+class Counts:
+    """What happened since the last reset.
+
+    Attributes:
+        attempted: Handshakes that count: completed or failed.
+        failed: Those that failed.
+        discarded: Attempts not counted because an end was going away.
+    """
+
+    since: str = field(default_factory=_now)
+    attempted: int = 0
+    failed: int = 0
+    discarded: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        """As served on GET /prober."""
+        return {
+            "since": self.since,
+            "attempted": self.attempted,
+            "failed": self.failed,
+            "discarded": self.discarded,
+            "pairs": len(self.pairs),
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+
+class Prober:
+    """Runs attempts at a steady rate and keeps count.
+
+    Args:
+        pods: An informer on all pods.
+        rate: Attempts per second.
+    """
+
+    def __init__(
+        self, mesh: Mesh, pods: Informer, *, rate: float = DEFAULT_RATE, rng: random.Random | None = None
+    ) -> None:
+        self._mesh = mesh
+        self._pods = pods
+        self._rate = rate
+        self._rng = rng or random.Random()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self.counts = Counts()
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        await self._pods.synced()
+        try:
+            due = time.monotonic()
+            while True:
+                due = max(due + 1 / self._rate, time.monotonic() - 1.0)
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                if len(self._in_flight) < MAX_IN_FLIGHT and (pair := self._choose()):
+                    task = asyncio.create_task(self._attempt(*pair))
+                    self._in_flight.add(task)
+                    task.add_done_callback(self._in_flight.discard)
+        finally:
+            for task in self._in_flight:
+                task.cancel()
+            await asyncio.gather(*self._in_flight, return_exceptions=True)
+
+    def reset(self) -> None:
+        """Begin to count anew; attempts still under way count towards the new period."""
+        self.counts = Counts()
+
+    # --- one attempt ------------------------------------------------------------------------------------------------
+
+    def _choose(self) -> tuple[Proxy, Proxy] | None:
+        candidates = [proxy for proxy in self._mesh.proxies.values() if self._takes_traffic(proxy)]
+        if len(candidates) < 2:
+            return None
+        client, server = self._rng.sample(candidates, 2)
+        return client, server
+
+    def _takes_traffic(self, proxy: Proxy) -> bool:
+        """Whether Kubernetes would send this pod new connections now."""
+        if proxy.stopping or proxy.material is None or self._mesh.proxies.get(proxy.uid) is not proxy:
+            return False
+        pod = self._pods.get(proxy.container.namespace, proxy.container.pod_name)
+        return pod is not None and pod["metadata"]["uid"] == proxy.uid and is_ready(pod)
+
+    async def _attempt(self, client: Proxy, server: Proxy) -> None:
+        material = client.material
+        if material is None:
+            return
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await _handshake(material, server)
+            error = ""
+        except (OSError, TimeoutError, EOFError) as failure:  # ssl.SSLError is an OSError
+            error = f"{type(failure).__name__}: {failure}"
+        if error and not (self._takes_traffic(client) and self._takes_traffic(server)):
+            self.counts.discarded += 1
+            return
+        self.counts.attempted += 1
+        self.counts.pairs[_pod_name(client), _pod_name(server)] += 1
+        if error:
+            self.counts.failed += 1
+            if len(self.counts.failures) < MAX_KEPT_FAILURES:
+                known = _issuer_fingerprints(self._mesh)
+                self.counts.failures.append(
+                    Failure(_now(), _party(client, material, known), _party(server, server.material, known), error)
+                )
+
+
+async def _handshake(material: Material, server: Proxy) -> None:
+    reader, writer = await asyncio.open_connection(
+        server.container.ip, INBOUND_PORT, ssl=material.client, server_hostname=server.name
+    )
+    try:
+        writer.write(b"?")
+        await writer.drain()
+        if await reader.readexactly(1) != b"?":
+            raise ConnectionError("the echoed byte is another one")
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1.0):
+                await writer.wait_closed()
+
+
+# --- what others can ask --------------------------------------------------------------------------------------------
+
+
+class Control:
+    """The lab's control endpoint (loopback, no authentication: it changes nothing but the prober's counters).
+
+    GET /healthz; GET /prober; POST /prober/reset; GET /pods.
+    """
+
+    def __init__(self, mesh: Mesh, prober: Prober) -> None:
+        self._mesh = mesh
+        self._prober = prober
+
+    async def handle(self, request: httpd.Request) -> httpd.Response:
+        """Answer one request."""
+        match request.method, request.path:
+            case "GET", "/healthz":
+                return httpd.Response.text("ok\n")
+            case "GET", "/prober":
+                return httpd.Response.json(self._prober.counts.to_json())
+            case "POST", "/prober/reset":
+                before = self._prober.counts.to_json()
+                self._prober.reset()
+                return httpd.Response.json(before)
+            case "GET", "/pods":
+                known = _issuer_fingerprints(self._mesh)
+                return httpd.Response.json([_describe(proxy, known) for proxy in self._mesh.proxies.values()])
+            case _:
+                return httpd.NOT_FOUND
+
+
+def _describe(proxy: Proxy, known: dict[bytes, str]) -> dict[str, Any]:
+    """What a proxy truly holds; full fingerprints."""
+    found: dict[str, Any] = {
+        "namespace": proxy.container.namespace,
+        "pod": proxy.container.pod_name,
+        "uid": proxy.uid,
+        "ip": proxy.container.ip,
+        "node": proxy.container.node,
+        "identity": proxy.name,
+        "stopping": proxy.stopping,
+        "roots": [pki.fingerprint(root) for root in proxy.roots],
+        "leaf": None,
+    }
+    if proxy.material is not None:
+        leaf = proxy.material.leaf
+        found["leaf"] = {
+            "fingerprint": pki.fingerprint(leaf),
+            "issuer": known.get(pki.authority_key(leaf), ""),
+            "serial": leaf.serial_number,
+            "not_before": leaf.not_valid_before_utc.isoformat(),
+            "not_after": leaf.not_valid_after_utc.isoformat(),
+        }
+    return found
+
+
+def _party(proxy: Proxy, material: Material | None, known: dict[bytes, str]) -> Party:
+    roots = [pki.fingerprint(root)[:12] for root in proxy.roots]
+    if material is None:
+        return Party(_pod_name(proxy), roots, "", "", "")
+    leaf = material.leaf
+    issuer = known.get(pki.authority_key(leaf), "")[:12]
+    return Party(_pod_name(proxy), roots, pki.fingerprint(leaf)[:12], issuer, leaf.not_valid_after_utc.isoformat())
+
+
+def _issuer_fingerprints(mesh: Mesh) -> dict[bytes, str]:
+    """Fingerprints of the issuers in the proxies' chains, by subject key identifier."""
+    found: dict[bytes, str] = {}
+    for proxy in mesh.proxies.values():
+        for issuer in proxy.material.chain[1:] if proxy.material is not None else ():
+            found[pki.subject_key(issuer)] = pki.fingerprint(issuer)
+    return found
+
+
+def _pod_name(proxy: Proxy) -> str:
+    return f"{proxy.container.namespace}/{proxy.container.pod_name}"
