@@ -14,6 +14,9 @@ ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "up
 STATUS_VERBS = ("get", "patch", "update")
 
 
+SCALE_PATHS = {"spec": "spec.replicas", "status": "status.replicas", "selector": "spec.selector"}
+
+
 @dataclass(frozen=True)
 class Subresource:
     """``pods/log``: `group`, `version` and `kind` describe the object sent or answered."""
@@ -56,6 +59,8 @@ class KindInfo:
     custom: bool = False
     # storage key when it is not this resource's own: events.k8s.io/events are the core events in other words
     stored_as: str = ""
+    # where the scale subresource finds replicas and selector ("spec", "status", "selector" -> dotted path)
+    scale_paths: Mapping[str, str] = field(default_factory=lambda: SCALE_PATHS, hash=False)
 
     @property
     def api_version(self) -> str:

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import options, selectors, status, table
+from . import options, selectors, status, table, yaml_codec
 from .api import convert, item_prefix, list_item, partial, render
 from .negotiation import Accepted, negotiate
 from .request import Response
@@ -56,10 +56,7 @@ def show(
 def encode(body: bytes, accepted: Accepted, code: int = 200) -> Response:
     """JSON as it is, or turned into YAML when the client prefers that."""
     if accepted.media_type == "application/yaml":
-        import yaml
-
-        text = yaml.safe_dump(json.loads(body), default_flow_style=False, allow_unicode=True)
-        return Response(code, text.encode(), "application/yaml")
+        return Response(code, yaml_codec.dump(json.loads(body)), "application/yaml")
     return Response(code, body)
 
 

@@ -1,4 +1,4 @@
-"""What a request asks for: the path read as verb, resource, namespace, name and subresource, as authorization sees it."""
+"""What a request asks for: a path read as verb, resource, namespace, name and subresource, as authorization sees it."""
 
 from __future__ import annotations
 
@@ -65,6 +65,8 @@ class RequestInfo:
     subresource: str = ""
     namespace: str = ""
     name: str = ""
+    # the single name a list's field selector asks for: what authorization by resourceNames goes by
+    selected: str = ""
     kind: KindInfo | None = None
 
     @property
@@ -157,7 +159,7 @@ def parse(method: str, path: str, query: Query, registry: Registry) -> RequestIn
         info.verb = "watch" if query.flag("watch") else "list"
         selector = query.get("fieldSelector")
         if selector.startswith("metadata.name=") and "," not in selector:
-            info.name = selector.removeprefix("metadata.name=").removeprefix("=")
+            info.selected = selector.removeprefix("metadata.name=").removeprefix("=")
     elif info.verb == "delete":
         info.verb = "deletecollection"
     return info

@@ -1,0 +1,250 @@
+"""DELETE: preconditions, grace, finalizers, propagation; one object or a collection.
+
+Rules: Kubernetes docs, "Finalizers", "Garbage Collection", "Pod Lifecycle: Termination of Pods", and the API reference
+of DeleteOptions.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from . import options, status
+from .api import AdmissionAttributes, convert, item_prefix, list_item, timestamp
+from .pending import protobuf
+from .reading import Selection, join, select, show
+from .request import Response
+from .store import ConflictError, Stored
+
+if TYPE_CHECKING:
+    from .api import Api
+    from .kinds import KindInfo
+    from .request import Request
+
+JSON = dict[str, Any]
+JOB_WARNING = (
+    "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set "
+    "propagationPolicy=Orphan to suppress this warning"
+)
+_ATTEMPTS = 5
+
+
+@dataclass
+class DeleteOptions:
+    """`grace` in seconds, None when not given."""
+
+    grace: int | None = None
+    propagation: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    dry_run: bool = False
+    body: JSON = field(default_factory=dict)
+
+
+def read_options(request: Request) -> DeleteOptions:
+    """From the body if there is one, else from the query."""
+    query = request.query
+    body: JSON = {}
+    if request.body.strip():
+        if request.content_type == "application/vnd.kubernetes.protobuf":
+            body = protobuf.decode(request.body)
+        else:
+            try:
+                body = json.loads(request.body)
+            except ValueError as error:
+                raise status.bad_request(f"error decoding DeleteOptions: {error}") from None
+    if not body:
+        grace = query.integer("gracePeriodSeconds")
+        body = {
+            "gracePeriodSeconds": grace,
+            "propagationPolicy": query.get("propagationPolicy"),
+            "orphanDependents": query.flag("orphanDependents") if "orphanDependents" in query else None,
+            "dryRun": query.all("dryRun"),
+        }
+    else:
+        options.check_write(request, "DeleteOptions")
+    return checked(body)
+
+
+def checked(body: JSON) -> DeleteOptions:
+    causes = []
+    policy, orphan = body.get("propagationPolicy") or "", body.get("orphanDependents")
+    if policy and orphan is not None:
+        text = "orphanDependents and deletionPropagation cannot be both set"
+        causes.append(status.invalid_value("propagationPolicy", f'"{policy}"', text))
+    if policy not in ("", "Orphan", "Background", "Foreground"):
+        supported = ["Foreground", "Background", "Orphan", "nil"]
+        causes.append(status.unsupported_value("propagationPolicy", f'"{policy}"', supported))
+    dry_run = [value for value in body.get("dryRun") or [] if value]
+    if any(value != "All" for value in dry_run):
+        shown = "[" + ",".join(f'"{value}"' for value in dry_run) + "]"
+        causes.append(status.unsupported_value("dryRun", shown, ["All"]))
+    if causes:
+        raise status.invalid("DeleteOptions", "", causes, "meta.k8s.io")
+    if orphan is not None and not policy:
+        policy = "Orphan" if orphan else "Background"
+    preconditions = body.get("preconditions") or {}
+    grace = body.get("gracePeriodSeconds")
+    # a negative grace means the shortest one
+    return DeleteOptions(
+        grace=None if grace is None else (grace if grace >= 0 else 1),
+        propagation=policy,
+        uid=preconditions.get("uid") or "",
+        resource_version=preconditions.get("resourceVersion") or "",
+        dry_run=bool(dry_run),
+        body={"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", **{k: v for k, v in body.items() if v}},
+    )
+
+
+async def delete(api: Api, request: Request) -> Response:
+    kind, info = request.kind, request.info
+    wanted = read_options(request)
+    key = (info.namespace if kind.namespaced else "", info.name)
+    stored = api.store.get(kind.storage, *key)
+    if stored is None:
+        raise status.not_found(kind.plural, info.name, kind.group)
+    if kind.resource == "jobs.batch" and not wanted.propagation:
+        request.warnings.append(JOB_WARNING)
+    last, gone = await delete_object(api, request, kind, key, wanted)
+    if gone and not kind.delete_returns_object:
+        details = {"name": info.name, "group": kind.group, "kind": kind.plural, "uid": last.uid}
+        return Response.json(status.success({name: value for name, value in details.items() if value}))
+    return show(api, last, kind, request)
+
+
+async def delete_object(
+    api: Api, request: Request, kind: KindInfo, key: tuple[str, str], wanted: DeleteOptions
+) -> tuple[Stored, bool]:
+    """Delete or mark; the object as it then is (or last was), and whether it is gone."""
+    for _ in range(_ATTEMPTS):
+        stored = api.store.get(kind.storage, *key)
+        if stored is None:
+            raise status.not_found(kind.plural, key[1], kind.group)
+        attributes = AdmissionAttributes(
+            request, kind, "DELETE", key[0], key[1], None, convert(stored.obj, kind), options=wanted.body
+        )
+        await api.admission.mutate(attributes)
+        await api.admission.validate(attributes)
+        _check_preconditions(kind, stored, wanted)
+        obj, gone = _after_delete(api, kind, stored, wanted)
+        if wanted.dry_run:
+            return Stored(key, obj, stored.rv), gone
+        try:
+            if gone:
+                return api.store.delete(kind.storage, key, stored.rv, obj), True
+            if obj == stored.obj:
+                return stored, False
+            return api.store.update(kind.storage, key, obj, stored.rv), False
+        except ConflictError:
+            continue
+    raise status.conflict(kind.plural, key[1], kind.group)
+
+
+def _check_preconditions(kind: KindInfo, stored: Stored, wanted: DeleteOptions) -> None:
+    if wanted.uid and wanted.uid != stored.uid:
+        text = (
+            f"the UID in the precondition ({wanted.uid}) does not match the UID in record ({stored.uid}). "
+            "The object might have been deleted and then recreated"
+        )
+    elif wanted.resource_version and wanted.resource_version != str(stored.rv):
+        text = (
+            f"the ResourceVersion in the precondition ({wanted.resource_version}) does not match the ResourceVersion "
+            f"in record ({stored.rv}). The object might have been modified"
+        )
+    else:
+        return
+    raise status.conflict(kind.kind, stored.key[1], kind.group, text)
+
+
+def _after_delete(api: Api, kind: KindInfo, stored: Stored, wanted: DeleteOptions) -> tuple[JSON, bool]:
+    obj = copy.deepcopy(stored.obj)
+    metadata = obj["metadata"]
+    if kind.storage == "namespaces":
+        return _terminate_namespace(api, obj)
+    finalizers = _with_propagation(kind, metadata.get("finalizers") or [], wanted.propagation)
+    if finalizers:
+        metadata["finalizers"] = finalizers
+    else:
+        metadata.pop("finalizers", None)
+    grace = _grace(kind, obj, wanted)
+    if metadata.get("deletionTimestamp"):
+        _shorten(api, metadata, grace, wanted)
+    elif grace or finalizers or kind.storage == "pods":
+        metadata["deletionTimestamp"] = timestamp(api.now() + timedelta(seconds=grace))
+        metadata["deletionGracePeriodSeconds"] = grace
+        if metadata.get("generation"):
+            metadata["generation"] += 1
+    left = metadata.get("deletionGracePeriodSeconds") or 0
+    return obj, not finalizers and not left
+
+
+def _shorten(api: Api, metadata: JSON, grace: int, wanted: DeleteOptions) -> None:
+    """A second delete can only shorten what the first one granted."""
+    current = metadata.get("deletionGracePeriodSeconds") or 0
+    if wanted.grace is None or grace >= current:
+        return
+    metadata["deletionTimestamp"] = timestamp(api.now() + timedelta(seconds=grace))
+    metadata["deletionGracePeriodSeconds"] = grace
+
+
+def _grace(kind: KindInfo, obj: JSON, wanted: DeleteOptions) -> int:
+    """Only pods on a node, still running, get time to end."""
+    if kind.storage != "pods":
+        return 0
+    spec = obj.get("spec") or {}
+    if not spec.get("nodeName") or (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return 0
+    if wanted.grace is not None:
+        return wanted.grace
+    given: int | None = spec.get("terminationGracePeriodSeconds")
+    return 30 if given is None else given
+
+
+def _with_propagation(kind: KindInfo, finalizers: list[str], policy: str) -> list[str]:
+    orphan_by_default = kind.resource in ("jobs.batch", "replicationcontrollers")
+    policy = policy or ("Orphan" if orphan_by_default else "")
+    if not policy:
+        return list(finalizers)
+    kept = [name for name in finalizers if name not in ("orphan", "foregroundDeletion")]
+    added = {"Orphan": ["orphan"], "Foreground": ["foregroundDeletion"]}
+    return kept + added.get(policy, [])
+
+
+def _terminate_namespace(api: Api, obj: JSON) -> tuple[JSON, bool]:
+    metadata = obj["metadata"]
+    if not metadata.get("deletionTimestamp"):
+        metadata["deletionTimestamp"] = api.timestamp()
+    obj.setdefault("status", {})["phase"] = "Terminating"
+    return obj, not (obj.get("spec") or {}).get("finalizers") and not metadata.get("finalizers")
+
+
+def is_finished(kind: KindInfo, obj: JSON) -> bool:
+    """Whether an object marked for deletion has nothing left to wait for, so that this update removes it."""
+    metadata = obj["metadata"]
+    if not metadata.get("deletionTimestamp") or metadata.get("finalizers"):
+        return False
+    if kind.storage == "namespaces":
+        return not (obj.get("spec") or {}).get("finalizers")
+    return not metadata.get("deletionGracePeriodSeconds")
+
+
+async def delete_collection(api: Api, request: Request) -> Response:
+    """Everything the selectors match, answered as a list of what was there."""
+    kind = request.kind
+    wanted = read_options(request)
+    items, metadata = await select(api, request, Selection.of(request))
+    deleted: list[Stored] = []
+    for stored in items:
+        try:
+            last, _gone = await delete_object(api, request, kind, stored.key, wanted)
+        except status.ApiStatusError as error:
+            if error.code != 404:
+                raise
+            continue
+        deleted.append(last)
+    head = {"kind": kind.listed_as, "apiVersion": kind.api_version}
+    prefix = item_prefix(kind)
+    return Response(200, join(head, metadata, [list_item(stored, kind, prefix) for stored in deleted]))

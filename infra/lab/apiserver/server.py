@@ -1,0 +1,126 @@
+"""The server's life: certificates, bootstrap objects, the TLS port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from .admission import AdmissionChain
+from .api import Api
+from .app import App
+from .authn import Authenticator, ClientCertificates
+from .authz import Authorizer
+from .bootstrap import create_defaults, ensure_client_ca
+from .bootstrap_rbac import bootstrap as bootstrap_rbac
+from .certificates import ClusterPki, write_kubeconfig
+from .faults import Faults
+from .protocol import https_protocol
+from .tls import server_context
+from .tokens import SigningKey, TokenVerifier
+from .webhook_client import WebhookClient
+from .webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START_SECONDS = 10.0
+
+
+class ApiServer:
+    """A Kubernetes API server in this process's event loop, on a loopback TLS port.
+
+    `directory` receives certificates (``pki/``) and the administrator's kubeconfig. `port` 0 takes a free one. After
+    `stop`, `start` serves the same objects again on the same port.
+    """
+
+    def __init__(self, directory: Path, host: str = "127.0.0.1", port: int = 0, faults: Faults | None = None) -> None:
+        self.directory = directory
+        self.host = host
+        self.port = port
+        self.api = Api()
+        self.faults = faults or Faults()
+        self.faults.store = self.api.store
+        directory.mkdir(parents=True, exist_ok=True)
+        self.pki = ClusterPki(directory, host)
+        self.signing_key = SigningKey.load_or_create(self.pki.directory / "sa.key")
+        self.tokens = TokenVerifier(self.signing_key, self.api.store)
+        self.authorizer = Authorizer(self.api.store)
+        self.authenticator = Authenticator(ClientCertificates(self.pki.ca_certificate), self.tokens, self.authorizer)
+        self.webhook_client = WebhookClient(self.api.store)
+        webhooks = Webhooks(self.api.store, self.api.registry, self.webhook_client)
+        self.api.admission = AdmissionChain(self.api.store, self.authorizer, self.api.rng, webhooks)
+        self.app = App(self.api, self.authenticator, self.authorizer, self.faults)
+        self._server: uvicorn.Server | None = None
+        self._task: asyncio.Task[None] | None = None
+        create_defaults(self.api)
+        ensure_client_ca(self.api, self.pki.ca_pem)
+        bootstrap_rbac(self.api.store)
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.host}:{self.port}"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's (group system:masters); written by `start`."""
+        return self.directory / "admin.conf"
+
+    @property
+    def ca_pem(self) -> str:
+        return self.pki.ca_pem
+
+    async def start(self) -> None:
+        """Serve. Raises OSError when the port is taken, TimeoutError when the server does not come up."""
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.host, self.port))
+        listener.listen(1024)
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        certificate, key = self.pki.serving
+        context = server_context(certificate, key, self.pki.ca_certificate)
+        config = uvicorn.Config(
+            self.app,
+            http=https_protocol(context),  # type: ignore[arg-type]  # uvicorn takes any protocol factory
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=3600,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        write_kubeconfig(self.kubeconfig, self.url, self.pki, self.pki.admin, "kubernetes-admin")
+        self._task = asyncio.create_task(self._serve(self._server, listener), name="apiserver")
+        async with asyncio.timeout(START_SECONDS):
+            while not self._server.started:
+                if self._task.done():
+                    await self._task
+                await asyncio.sleep(0.005)
+
+    @staticmethod
+    async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+        # The process's signals are not this server's business; uvicorn would take them over.
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # see above
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            listener.close()
+
+    async def stop(self) -> None:
+        """End all watches and connections and stop listening. The objects stay."""
+        if self._server is None or self._task is None:
+            return
+        self._server.should_exit = True
+        self.api.store.close_watches()
+        try:
+            await asyncio.wait_for(self._task, START_SECONDS)
+        except TimeoutError:
+            self._server.force_exit = True
+        await self.webhook_client.close()
+        self._server = self._task = None

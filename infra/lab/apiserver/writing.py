@@ -1,0 +1,381 @@
+"""CREATE, UPDATE and PATCH: from the decoded body to the commit.
+
+All three end in `_commit_new` or `_commit_update`, which do what the registry of the real server does: prepare,
+validate, look for conflicts, store. Admission may take time (webhooks), so an update whose object changed meanwhile is
+computed again, unless the client said which version it means.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from . import (
+    defaults,
+    deleting,
+    events,
+    fieldvalidation,
+    options,
+    patch,
+    schema,
+    schema_codec,
+    status,
+    strategy,
+    yaml_codec,
+)
+from .api import AdmissionAttributes, convert, manager_of, ordered
+from .pending import apply, protobuf, validation
+from .reading import show
+from .store import ConflictError, Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .api import Api
+    from .kinds import KindInfo
+    from .request import Request, Response
+
+JSON = dict[str, Any]
+ACCEPTED_BODIES = ("application/json", "application/yaml", "application/vnd.kubernetes.protobuf")
+PATCH_TYPES = (
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+)
+# The real server computes a patch anew this often when others keep changing the object.
+ATTEMPTS = 5
+NAME_ATTEMPTS = 8
+
+
+def decode(request: Request, kind: KindInfo) -> JSON:
+    """The body as an object of `kind`: JSON, YAML or protobuf; unknown fields by the fieldValidation option."""
+    content_type = request.content_type
+    mode = request.query.get("fieldValidation") or "Warn"
+    if content_type == "application/vnd.kubernetes.protobuf":
+        body: bytes | JSON = protobuf.decode(request.body)
+    elif content_type == "application/json":
+        body = request.body
+    elif content_type == "application/yaml":
+        body = yaml_codec.to_json(request.body)
+    else:
+        raise status.unknown_body_format(ACCEPTED_BODIES)
+    obj, warnings = fieldvalidation.check(kind, body, mode)
+    request.warnings.extend(warnings)
+    return obj
+
+
+def stored_form(obj: JSON, kind: KindInfo) -> JSON:
+    """The object in the version it is stored in."""
+    if kind.stored_as == "events" and obj.get("apiVersion") == kind.api_version:
+        return events.to_core(obj)
+    return obj
+
+
+def canonical(obj: JSON, kind: KindInfo) -> JSON:
+    """The object as a typed server would write it back: known order of fields, empty structures spelled out."""
+    struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
+    return ordered(schema_codec.normalise(struct, obj) if struct else obj, kind)
+
+
+def check_namespace(request: Request, kind: KindInfo, obj: JSON) -> None:
+    """Namespaces of URL and object must agree; an empty one is filled in."""
+    metadata = obj.setdefault("metadata", {})
+    if not isinstance(metadata, dict):
+        raise status.bad_request("metadata must be an object")
+    wanted = request.info.namespace if kind.namespaced else ""
+    given = metadata.get("namespace") or ""
+    if given and given != wanted:
+        raise status.bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request"
+        )
+    if wanted:
+        metadata["namespace"] = wanted
+    else:
+        metadata.pop("namespace", None)
+
+
+async def create(api: Api, request: Request) -> Response:
+    kind = request.kind
+    options.check_write(request, "CreateOptions")
+    obj = decode(request, kind)
+    check_namespace(request, kind, obj)
+    stored = await create_object(api, request, kind, obj)
+    return show(api, stored, kind, request, code=201)
+
+
+async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, applied: bool = False) -> Stored:
+    """Store a new object; the answer of a dry run has no resourceVersion. `applied`: managedFields are there."""
+    metadata = obj["metadata"]
+    if metadata.get("resourceVersion"):
+        raise status.plain_error("resourceVersion should not be set on objects to be created")
+    if not applied:
+        apply.track_update(kind, None, obj, manager_of(request), "Update", "", api.now())
+    defaults.apply_defaults(kind, obj)
+    attributes = AdmissionAttributes(
+        request,
+        kind,
+        "CREATE",
+        request.info.namespace,
+        metadata.get("name") or "",
+        obj,
+        options=_options(request, "Create"),
+    )
+    await api.admission.mutate(attributes)
+    obj = attributes.obj or obj
+    defaults.apply_defaults(kind, obj)
+    metadata = obj["metadata"]
+    generated = not metadata.get("name") and bool(metadata.get("generateName"))
+    for attempt in range(NAME_ATTEMPTS):
+        if generated:
+            metadata["name"] = metadata["generateName"][: 63 - 5] + api.random_suffix()
+        if attempt == 0:
+            metadata["uid"] = api.new_uid()
+            metadata["creationTimestamp"] = api.timestamp()
+            strategy.prepare_create(api, kind, obj)
+            validation.validate(kind, obj)
+            attributes.obj, attributes.name = obj, metadata["name"]
+            await api.admission.validate(attributes)
+            obj = canonical(obj, kind)
+            metadata = obj["metadata"]
+        key = (metadata.get("namespace") or "", metadata["name"])
+        existing = api.store.get(kind.storage, *key)
+        if existing is None:
+            break
+        if generated and attempt < NAME_ATTEMPTS - 1:
+            continue
+        prefix = "object is being deleted: " if existing.obj["metadata"].get("deletionTimestamp") else ""
+        raise status.already_exists(kind.plural, key[1], kind.group, prefix)
+    final = stored_form(obj, kind)
+    if request.dry_run:
+        return Stored(key, final, 0)
+    return api.store.create(kind.storage, key, final)
+
+
+def _options(request: Request, operation: str) -> JSON:
+    """Create-, Update- or PatchOptions as admission webhooks see them."""
+    out: JSON = {"kind": f"{operation}Options", "apiVersion": "meta.k8s.io/v1"}
+    for field in ("fieldManager", "fieldValidation"):
+        if request.query.get(field):
+            out[field] = request.query.get(field)
+    if request.dry_run:
+        out["dryRun"] = ["All"]
+    if operation == "Patch" and "force" in request.query:
+        out["force"] = request.query.flag("force")
+    return out
+
+
+async def update(api: Api, request: Request, subresource: str = "") -> Response:
+    """PUT of an object or of its status (or another subresource of the same kind)."""
+    kind, info = request.kind, request.info
+    options.check_write(request, "UpdateOptions")
+    obj = decode(request, kind)
+    check_namespace(request, kind, obj)
+    name = obj["metadata"].get("name") or ""
+    if not name:
+        obj["metadata"]["name"] = info.name
+    elif name != info.name:
+        text = f"the name of the object ({name}) does not match the name on the URL ({info.name})"
+        raise status.bad_request(text)
+    version = obj["metadata"].get("resourceVersion") or ""
+    try:
+        wanted = options.unsigned(version) if version else 0
+    except ValueError as error:
+        raise status.plain_error(str(error)) from None
+
+    def replace(_current: JSON) -> JSON:
+        return copy.deepcopy(obj)
+
+    key = (info.namespace if kind.namespaced else "", info.name)
+    if api.store.get(kind.storage, *key) is None:
+        if not kind.create_on_update or subresource:
+            raise status.not_found(kind.plural, info.name, kind.group)
+        obj["metadata"].pop("resourceVersion", None)
+        stored = await create_object(api, request, kind, obj)
+        return show(api, stored, kind, request, code=201)
+    if not wanted and not kind.unconditional_update:
+        cause = status.invalid_value("metadata.resourceVersion", "0x0", "must be specified for an update")
+        raise status.invalid(kind.kind, info.name, [cause], kind.group)
+    stored = await change(api, request, kind, replace, subresource, "Update", wanted)
+    return show(api, stored, kind, request)
+
+
+async def patch_object(api: Api, request: Request, subresource: str = "") -> Response:
+    """PATCH in its four forms."""
+    kind, info = request.kind, request.info
+    content_type = request.content_type
+    if content_type not in PATCH_TYPES or (kind.custom and content_type.startswith("application/strategic")):
+        raise status.unsupported_media_type()
+    options.check_write(request, "PatchOptions")
+    if content_type == "application/apply-patch+yaml":
+        return await _apply(api, request, subresource)
+    key = (info.namespace if kind.namespaced else "", info.name)
+    if api.store.get(kind.storage, *key) is None:
+        raise status.not_found(kind.plural, info.name, kind.group)
+
+    def patched(current: JSON) -> JSON:
+        mode = request.query.get("fieldValidation") or "Warn"
+        new, warnings = patch.apply_patch(kind, current, content_type, request.body, mode)
+        request.warnings.extend(text for text in warnings if text not in request.warnings)
+        return new
+
+    stored = await change(api, request, kind, patched, subresource, "Patch")
+    return show(api, stored, kind, request)
+
+
+async def _apply(api: Api, request: Request, subresource: str) -> Response:
+    """Server-side apply (Kubernetes docs, "Server-Side Apply"): creates what is missing."""
+    kind, info = request.kind, request.info
+    applied = fieldvalidation.check_applied(kind, request.body, request.query.get("fieldValidation") or "Warn")
+    manager, force = request.query.get("fieldManager"), request.query.flag("force")
+    key = (info.namespace if kind.namespaced else "", info.name)
+    if api.store.get(kind.storage, *key) is None:
+        if subresource:
+            raise status.not_found(kind.plural, info.name, kind.group)
+        check_applied_identity(request, kind, applied)
+        obj = apply.server_side_apply(kind, None, applied, manager, force, api.now())
+        check_namespace(request, kind, obj)
+        stored = await create_object(api, request, kind, obj, applied=True)
+        return show(api, stored, kind, request, code=201)
+
+    def merged(current: JSON) -> JSON:
+        new = apply.server_side_apply(kind, current, copy.deepcopy(applied), manager, force, api.now())
+        check_applied_identity(request, kind, applied)
+        return new
+
+    stored = await change(api, request, kind, merged, subresource, "Patch", applied=True)
+    return show(api, stored, kind, request)
+
+
+def check_applied_identity(request: Request, kind: KindInfo, applied: JSON) -> None:
+    metadata = applied.setdefault("metadata", {})
+    name = metadata.get("name") or ""
+    if name and name != request.info.name:
+        text = f"the name of the object ({name}) does not match the name on the URL ({request.info.name})"
+        raise status.bad_request(text)
+    metadata["name"] = request.info.name
+    check_namespace(request, kind, applied)
+
+
+async def change(
+    api: Api,
+    request: Request,
+    kind: KindInfo,
+    make: Callable[[JSON], JSON],
+    subresource: str,
+    operation: str,
+    wanted: int = 0,
+    applied: bool = False,
+) -> Stored:
+    """Compute a new state from the present one with `make` and commit it; computed anew when it lost a race.
+
+    `wanted`: the resourceVersion a PUT carries (0: none). A patch which carries one says so in its result.
+    """
+    info = request.info
+    key = (info.namespace if kind.namespaced else "", info.name)
+    for attempt in range(ATTEMPTS):
+        stored = api.store.get(kind.storage, *key)
+        if stored is None:
+            raise status.not_found(kind.plural, info.name, kind.group)
+        old = convert(stored.obj, kind)
+        obj = make(copy.deepcopy(old))
+        try:
+            return await _change_once(api, request, kind, stored, old, obj, subresource, operation, wanted, applied)
+        except ConflictError:
+            if attempt == ATTEMPTS - 1 or wanted:
+                break
+    raise status.conflict(kind.plural, info.name, kind.group)
+
+
+async def _change_once(
+    api: Api,
+    request: Request,
+    kind: KindInfo,
+    stored: Stored,
+    old: JSON,
+    obj: JSON,
+    subresource: str,
+    operation: str,
+    wanted: int,
+    applied: bool,
+) -> Stored:
+    _check_identity(request, kind, obj)
+    metadata, before = obj["metadata"], old["metadata"]
+    if metadata.get("uid") and metadata["uid"] != before.get("uid"):
+        raise _other_uid(kind, request.info.namespace, request.info.name, metadata["uid"], before["uid"])
+    if not wanted and operation == "Patch":
+        given = metadata.get("resourceVersion") or ""
+        if given and given != before["resourceVersion"]:
+            raise status.conflict(kind.plural, request.info.name, kind.group)
+    elif wanted and wanted != stored.rv:
+        raise status.conflict(kind.plural, request.info.name, kind.group)
+    metadata["resourceVersion"] = before["resourceVersion"]
+    defaults.apply_defaults(kind, obj)
+    strategy.prepare_update(kind, obj, old, subresource)
+    if not applied:
+        apply.track_update(kind, old, obj, manager_of(request), "Update", subresource, api.now())
+    attributes = AdmissionAttributes(
+        request,
+        kind,
+        "UPDATE",
+        request.info.namespace,
+        request.info.name,
+        obj,
+        old,
+        subresource,
+        _options(request, operation),
+    )
+    await api.admission.mutate(attributes)
+    if attributes.obj is not None and attributes.obj is not obj:
+        obj = attributes.obj
+        defaults.apply_defaults(kind, obj)
+    strategy.prepare_update(kind, obj, old, subresource)
+    validation.validate(kind, obj, old, subresource)
+    obj = canonical(obj, kind)
+    attributes.obj = obj
+    await api.admission.validate(attributes)
+    obj["metadata"]["resourceVersion"] = before["resourceVersion"]
+    if same(obj, old):
+        return stored
+    final = stored_form(obj, kind)
+    if deleting.is_finished(kind, final):
+        if request.dry_run:
+            return Stored(stored.key, final, stored.rv)
+        return api.store.delete(kind.storage, stored.key, stored.rv, final)
+    if request.dry_run:
+        return Stored(stored.key, final, stored.rv)
+    return api.store.update(kind.storage, stored.key, final, stored.rv)
+
+
+def _check_identity(request: Request, kind: KindInfo, obj: JSON) -> None:
+    name = obj.get("metadata", {}).get("name")
+    if name != request.info.name:
+        text = f"the name of the object ({name or ''}) does not match the name on the URL ({request.info.name})"
+        raise status.bad_request(text)
+    check_namespace(request, kind, obj)
+
+
+def _other_uid(kind: KindInfo, namespace: str, name: str, given: str, actual: str) -> status.ApiStatusError:
+    prefix = f"/registry/{kind.plural}" if not kind.custom else f"/registry/{kind.group}/{kind.plural}"
+    path = f"{prefix}/{namespace}/{name}" if namespace else f"{prefix}/{name}"
+    return status.conflict(
+        kind.plural,
+        name,
+        kind.group,
+        f"StorageError: invalid object, Code: 4, Key: {path}, ResourceVersion: 0, AdditionalErrorMsg: "
+        f"Precondition failed: UID in precondition: {given}, UID in object meta: {actual}",
+    )
+
+
+def same(new: JSON, old: JSON) -> bool:
+    """True when nothing but the times of managedFields entries would change: such a write is none."""
+    if {k: v for k, v in new.items() if k != "metadata"} != {k: v for k, v in old.items() if k != "metadata"}:
+        return False
+    first, second = dict(new["metadata"]), dict(old["metadata"])
+    return _timeless(first.pop("managedFields", None)) == _timeless(second.pop("managedFields", None)) and (
+        first == second
+    )
+
+
+def _timeless(entries: list[JSON] | None) -> list[JSON]:
+    return [{key: value for key, value in entry.items() if key != "time"} for entry in entries or []]

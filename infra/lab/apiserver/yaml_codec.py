@@ -1,0 +1,29 @@
+"""YAML bodies and answers."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from . import status
+
+
+def to_json(body: bytes) -> bytes:
+    """A YAML document as JSON; 400 when it is none."""
+    try:
+        return json.dumps(YAML(typ="safe", pure=True).load(body)).encode()
+    except (YAMLError, TypeError, ValueError) as error:
+        raise status.bad_request(f"error converting YAML to JSON: {error}") from None
+
+
+def dump(obj: Any) -> bytes:
+    out = io.BytesIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.allow_unicode = True
+    writer.dump(obj, out)
+    return out.getvalue()
