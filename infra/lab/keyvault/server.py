@@ -1,0 +1,126 @@
+"""One vault, served over TLS on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from infra.lab.keyvault.api import Api
+from infra.lab.keyvault.certificates import write_certificates
+from infra.lab.keyvault.faults import Faults
+from infra.lab.keyvault.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's signals to whoever owns the process."""
+        yield
+
+
+class KeyVault:
+    """A vault: `await start()`, then `.url` works until `await stop()`.
+
+    Args:
+        directory: For its certificates and `vault.json`; made if absent.
+        host: Loopback address.
+        port: 0 picks a free one.
+        faults: What goes wrong; can be added to while it runs.
+        clock: Seconds since the epoch.
+        lag: Seconds that deletion and recovery take to show.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        faults: Faults | None = None,
+        clock: Callable[[], float] = time.time,
+        lag: float = 0.3,
+    ) -> None:
+        self.faults = faults or Faults()
+        self.store = Store(clock, lag)
+        self.identity_header = secrets.token_urlsafe(32)
+        self._api = Api(self.store, self.faults, set(), self.identity_header, clock)
+        self._directory = directory
+        self._host = host
+        self._port = port
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.ca_file = directory / "ca.crt"
+
+    @property
+    def url(self) -> str:
+        """`https://127.0.0.1:PORT`; once started."""
+        return self._api.url
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What azure-identity's DefaultAzureCredential and the client's TLS need to find in the environment.
+
+        The credential is a managed identity as App Service offers it; AZURE_TOKEN_CREDENTIALS keeps the other kinds of
+        credential from being tried first.
+        """
+        return {
+            "IDENTITY_ENDPOINT": f"{self.url}/identity",
+            "IDENTITY_HEADER": self.identity_header,
+            "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
+            "REQUESTS_CA_BUNDLE": str(self.ca_file),
+        }
+
+    def accept_token(self, token: str) -> None:
+        """Let this bearer token in, besides those the identity endpoint hands out."""
+        self._api.tokens.add(token)
+
+    async def start(self) -> None:
+        """Serve; returns once the port is open and DIR/vault.json is written."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _, certificate, key = write_certificates(self._directory, self._host)
+        config = uvicorn.Config(
+            self._api,
+            host=self._host,
+            port=self._port,
+            ssl_certfile=str(certificate),
+            ssl_keyfile=str(key),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            proxy_headers=False,
+            ws="none",
+        )
+        self._server = _Server(config)
+        self._task = asyncio.get_running_loop().create_task(self._server.serve())
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                msg = f"the vault could not be served on {self._host}:{self._port}"
+                raise RuntimeError(msg)
+            await asyncio.sleep(0.01)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._api.url = f"https://{self._host}:{port}"
+        self._announce()
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        if self._server and self._task:
+            self._server.should_exit = True
+            await self._task
+
+    def _announce(self) -> None:
+        """Write DIR/vault.json, in one piece; it holds the identity's secret, so only the owner may read it."""
+        content: dict[str, Any] = {"url": self.url, "ca": str(self.ca_file), "environment": self.environment}
+        temporary = self._directory / ".vault.json"
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(self._directory / "vault.json")
