@@ -83,7 +83,7 @@ def role_of(pod: Object, namespace: str) -> Role:
 
 
 def _field(pod: Object, source: dict[str, Any]) -> str | None:
-    path = (source.get("fieldRef") or {}).get("fieldPath")
+    path = str((source.get("fieldRef") or {}).get("fieldPath", ""))
     metadata, spec = pod["metadata"], pod.get("spec", {})
     plain = {
         "metadata.name": metadata.get("name"),
