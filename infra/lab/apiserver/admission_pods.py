@@ -1,6 +1,6 @@
-"""What admission adds to a new pod: service account and token volume, priority, tolerations.
+"""What admission adds to a new pod: service account, token volume, priority, tolerations.
 
-Sources: Kubernetes documentation, "Admission Controllers Reference" (ServiceAccount, Priority, DefaultTolerationSeconds).
+Source: Kubernetes documentation, "Admission Controllers" (ServiceAccount, Priority, DefaultTolerationSeconds).
 """
 
 from __future__ import annotations
