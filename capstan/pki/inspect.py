@@ -243,6 +243,9 @@ class Certificate:
         """Whether `key` is the private half of this certificate's key."""
         return key.spki_sha256 == self.spki_sha256
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Certificate.from_der, (self.der,)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Certificate) and self.fingerprint == other.fingerprint
 

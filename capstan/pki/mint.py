@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -44,6 +44,12 @@ class Minted:
                 observed=f"key of public key {self.key.spki_sha256[:16]}",
                 expected=f"key of public key {self.certificate.spki_sha256[:16]}",
             )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Minted:
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        self.key.__reduce_ex__(protocol)
 
     @classmethod
     def parse(cls, certificate_pem: bytes | str, key_pem: bytes | str, where: str) -> Minted:

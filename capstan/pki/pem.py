@@ -108,7 +108,10 @@ def lint(text: bytes) -> tuple[Finding, ...]:
     for section in sections:
         line = line_of(text, section.start)
         between = text[position : section.start]
-        if between.strip(_SPACE):
+        if b"-----" in between:
+            message = "a PEM boundary that bounds no section: whatever it was meant to hold is dropped"
+            findings.append(Finding(Reading.SILENTLY_CUT, line_of(text, position), message))
+        elif between.strip(_SPACE):
             findings.append(Finding(Reading.OK, line_of(text, position), "text before a certificate is skipped"))
         elif position and len(between.splitlines()) > 1:
             findings.append(Finding(Reading.OK, line, "blank line between certificates"))
