@@ -33,22 +33,16 @@ Object = dict[str, Any]
 
 
 def apply_patch(
-    kind: KindInfo,
-    current: Object,
-    content_type: str,
-    body: bytes,
-    mode: str = "Ignore",
-    warnings: list[str] | None = None,
-) -> Object:
-    """The object `current` becomes under the patch; `current` is not changed.
+    kind: KindInfo, current: Object, content_type: str, body: bytes, mode: str = "Ignore"
+) -> tuple[Object, list[str]]:
+    """The object `current` becomes under the patch, and warnings; `current` is not changed.
 
     Args:
         kind: The resource patched; a subresource with a body of its own (scale) passes that body's kind.
         current: The object as it would be answered, `kind` and `apiVersion` included.
         content_type: One of the media types above, parameters allowed.
         body: The patch as sent.
-        mode: ``Strict``, ``Warn`` or ``Ignore`` unknown and duplicate fields (the fieldValidation parameter).
-        warnings: Under ``Warn``, complaints are appended here.
+        mode: ``Strict`` refuses unknown and duplicate fields, ``Warn`` returns them as warnings, ``Ignore`` drops them.
 
     Raises:
         ApiStatusError: 400 for a malformed patch, 413 for too many operations, 415 for an unknown media type, 422 for
@@ -60,17 +54,16 @@ def apply_patch(
     before = schema_codec.normalise(struct, current) if struct else copy.deepcopy(current)
     if media == JSON_PATCH:
         touched = _json_patch(before, body)
-        return _typed(struct, before, _value(_encode(before, touched)), mode, warnings, [])
+        return _typed(struct, before, _value(_encode(before, touched)), mode, [])
     if media == MERGE_PATCH:
         patch = _object(body, "error decoding patch: ")
         touched = []
         after = _merge(before, patch, touched)
-        complaints = _repeated(patch, "")
-        return _typed(struct, after, _value(_encode(after, touched)), mode, warnings, complaints)
+        return _typed(struct, after, _value(_encode(after, touched)), mode, schema_codec.duplicates(patch))
     if media == STRATEGIC_PATCH and not kind.custom:
         patch = _object(body, "")
         after = patch_strategic.merge(struct, before, patch)
-        return _typed(struct, after, go_json.quote(go_json.show(patch)), mode, warnings, _repeated(patch, ""))
+        return _typed(struct, after, go_json.quote(go_json.show(patch)), mode, schema_codec.duplicates(patch))
     accepted = [JSON_PATCH, MERGE_PATCH, *([] if kind.custom else [STRATEGIC_PATCH]), APPLY_PATCH]
     raise unknown_body_format(accepted)
 
@@ -96,30 +89,9 @@ def _object(body: bytes, prefix: str) -> Object:
     return value
 
 
-def _repeated(value: object, path: str) -> list[str]:
-    """Complaints about keys given twice, anywhere in a patch."""
-    out: list[str] = []
-    if isinstance(value, dict):
-        if isinstance(value, schema_codec.DuplicateKeys):
-            out += [
-                f'duplicate field "{path}.{key}"' if path else f'duplicate field "{key}"' for key in value.duplicates
-            ]
-        for key, entry in value.items():
-            out += _repeated(entry, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            out += _repeated(item, f"{path}[{number}]")
-    return out
-
-
 def _typed(
-    struct: schema.Struct | None,
-    after: Object,
-    shown: str,
-    mode: str,
-    warnings: list[str] | None,
-    complaints: list[str],
-) -> Object:
+    struct: schema.Struct | None, after: Object, shown: str, mode: str, complaints: list[str]
+) -> tuple[Object, list[str]]:
     """Decode the patched document into its type; `shown` is how an error prints the document."""
     if struct is None:
         decoded, found = after, complaints
@@ -132,9 +104,7 @@ def _typed(
         found = [*complaints, *decoder.unknown]
     if found and mode == "Strict":
         raise _invalid_patch(shown, "strict decoding error: " + ", ".join(found))
-    if found and mode == "Warn" and warnings is not None:
-        warnings.extend(found)
-    return decoded
+    return decoded, (found if mode == "Warn" else [])
 
 
 def _invalid_patch(shown: str, message: str) -> ApiStatusError:

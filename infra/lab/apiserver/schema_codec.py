@@ -44,6 +44,20 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def duplicates(value: object, path: str = "") -> list[str]:
+    """Complaints about keys given twice, anywhere in a document read by `parse_json`."""
+    out: list[str] = []
+    if isinstance(value, dict):
+        if isinstance(value, DuplicateKeys):
+            out += [f'duplicate field "{_join(path, key)}"' for key in value.duplicates]
+        for key, entry in value.items():
+            out += duplicates(entry, _join(path, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            out += duplicates(item, f"{path}[{number}]")
+    return out
+
+
 def json_kind(value: object) -> str:
     """What Go's decoder calls a JSON value in its errors."""
     if isinstance(value, bool):

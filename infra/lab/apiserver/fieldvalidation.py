@@ -1,0 +1,174 @@
+"""From the bytes of a request to an object of its kind: what is malformed, unknown or doubled, in a server's words."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from infra.lab.apiserver import go_json, schema, schema_codec
+from infra.lab.apiserver.status import ApiStatusError, bad_request
+
+if TYPE_CHECKING:
+    from infra.lab.apiserver.kinds import KindInfo
+
+Object = dict[str, Any]
+
+_TYPE_META = (
+    "json: cannot unmarshal {} into Go value of type struct {{ APIVersion string "
+    '"json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }}'
+)
+# How much of a body that is no object an error shows
+_SHOWN_CHARACTERS = 30
+_SCHEME = "pkg/api/legacyscheme/scheme.go:30"
+
+
+def check(kind: KindInfo, body: bytes | Object, mode: str) -> tuple[Object, list[str]]:
+    """Decode the body of a create or replace.
+
+    Args:
+        kind: What the URL wants the body to be.
+        body: JSON text, or an object already decoded (protobuf).
+        mode: ``Strict`` refuses unknown and duplicate fields, ``Warn`` returns them as warnings, ``Ignore`` drops them.
+
+    Returns:
+        The object in the form a typed server gives it (unknown fields gone, `kind` and `apiVersion` filled in), and
+        the warnings.
+
+    Raises:
+        ApiStatusError: 400 in the words of the real server.
+    """
+    value = _parse(kind, body) if isinstance(body, bytes) else body
+    value = {} if value is None else value
+    given_version, given_kind = _type_meta(kind, value)
+    if (given_version, given_kind) != (kind.api_version, kind.kind):
+        raise _other_kind(kind, given_version, given_kind)
+    value["apiVersion"], value["kind"] = given_version, given_kind
+    struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
+    if struct is None:
+        decoded, found = value, schema_codec.duplicates(value)
+    else:
+        decoder = schema_codec.Decoder()
+        try:
+            decoded = decoder.decode(struct, value)
+        except schema_codec.DecodeError as error:
+            raise cannot_handle(kind, given_version, given_kind, str(error)) from None
+        found = decoder.unknown
+    if found and mode == "Strict":
+        raise cannot_handle(kind, given_version, given_kind, strict_words(found))
+    return decoded, found if mode == "Warn" else []
+
+
+def strict_words(found: list[str]) -> str:
+    """The complaint of strict decoding about these fields."""
+    return "strict decoding error: " + ", ".join(found)
+
+
+def cannot_handle(kind: KindInfo, given_version: str, given_kind: str, words: str) -> ApiStatusError:
+    """400: the body names a kind the server knows but cannot take it for what the URL wants."""
+    version = given_version.rsplit("/", 1)[-1]
+    return bad_request(f'{given_kind} in version "{version}" cannot be handled as a {kind.kind}: {words}')
+
+
+def _parse(kind: KindInfo, body: bytes) -> Any:
+    text = body.decode("utf-8", "replace")
+    try:
+        return schema_codec.parse_json(text)
+    except (json.JSONDecodeError, RecursionError):
+        raise _unrecognized(kind, go_json.syntax_error(text) or go_json.END, body) from None
+
+
+def _unrecognized(kind: KindInfo, words: str, body: bytes) -> ApiStatusError:
+    return bad_request(
+        f"the object provided is unrecognized (must be of type {kind.kind}): "
+        f"couldn't get version/kind; json parse error: {words} ({shown_body(body)})"
+    )
+
+
+def shown_body(body: bytes) -> str:
+    """The start of a body as an error shows it: text that looks like JSON as text, anything else in hexadecimal."""
+    if not body:
+        return "<empty>"
+    shown = body.decode("utf-8", "replace") if body.lstrip().startswith(b"{") else body.hex()
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]} ..."
+
+
+def _type_meta(kind: KindInfo, value: Any) -> tuple[str, str]:
+    """`apiVersion` and `kind` of the body, from the URL where it has none."""
+    if not isinstance(value, dict):
+        raise _unrecognized(kind, _TYPE_META.format(schema_codec.json_kind(value)), json.dumps(value).encode())
+    for field in ("apiVersion", "kind"):
+        if value.get(field) is not None and not isinstance(value[field], str):
+            shown = schema_codec.json_kind(value[field])
+            words = f"json: cannot unmarshal {shown} into Go struct field .{field} of type string"
+            raise _unrecognized(kind, words, go_json.encode(value).encode())
+    return value.get("apiVersion") or kind.api_version, value.get("kind") or kind.kind
+
+
+def _other_kind(kind: KindInfo, given_version: str, given_kind: str) -> ApiStatusError:
+    group, _, version = given_version.rpartition("/")
+    target = (kind.group.split(".")[0] or "core").removesuffix(".k8s.io")
+    if schema.find_struct(group, version, given_kind) is not None:
+        words = f"converting ({version}.{given_kind}) to ({target}.{kind.kind}): unknown conversion"
+    else:
+        words = f'no kind "{given_kind}" is registered for version "{given_version}" in scheme "{_SCHEME}"'
+    return cannot_handle(kind, given_version, given_kind, words)
+
+
+def check_applied(kind: KindInfo, body: bytes, mode: str) -> Object:
+    """Decode the body of a server-side apply: YAML (1.1, as the real server reads it) or JSON.
+
+    The result keeps exactly what the client wrote, since that is what it will own; the types are checked where it is
+    applied (`apply`). Raises ApiStatusError 400.
+    """
+    text = body.decode("utf-8", "replace")
+    value = _yaml(text)
+    if not isinstance(value, dict):
+        words = go_json.unmarshal_error(value, "map[string]interface {}")
+        raise bad_request(f"error decoding YAML: {words}")
+    repeated = schema_codec.duplicates(value)
+    if repeated and mode == "Strict":
+        raise bad_request(f"error decoding YAML: {', '.join(repeated)}")
+    group, _, version = str(value.get("apiVersion") or "").rpartition("/")
+    given_kind = str(value.get("kind") or "")
+    if (group, version, given_kind) != (kind.group, kind.version, kind.kind):
+        raise bad_request(f"invalid object type: {group}/{version}, Kind={given_kind}")
+    metadata = value.get("metadata")
+    if isinstance(metadata, dict) and metadata.get("managedFields") is not None:
+        raise bad_request("metadata.managedFields must be nil")
+    return value
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return schema_codec.parse_json(text)
+    except json.JSONDecodeError:
+        pass
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 1)
+    reader.allow_duplicate_keys = True
+    try:
+        return _as_json(reader.load(text))
+    except YAMLError as error:
+        first = re.sub(r"\s+", " ", str(error)).strip()
+        raise bad_request(f"error decoding YAML: yaml: {first}") from None
+
+
+def _as_json(value: Any) -> Any:
+    """YAML values as JSON has them: keys are strings (``y: 1`` is ``"true": 1`` in YAML 1.1), dates are text."""
+    if isinstance(value, dict):
+        return {_key(key): _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _key(key: object) -> str:
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    return str(key)
