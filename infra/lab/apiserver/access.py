@@ -83,7 +83,7 @@ class Access:
         }
 
     async def close(self) -> None:
-        """Close the connections to kubelets and webhooks."""
+        """Close the connections to kubelets and webhooks; they are opened again when needed."""
         await self.kubelets.close()
         await self.webhook_client.close()
 
@@ -98,7 +98,7 @@ class Access:
 
 
 def build(api: Api, files: AccessFiles) -> Access:
-    """Everything, and the default RBAC objects in the store. `api.admission` is set to the new chain."""
+    """Everything, and the default RBAC objects in the store. Sets `api.admission` and `api.access`."""
     bootstrap_rbac.bootstrap(api.store)
     key = SigningKey.load_or_create(files.signing_key)
     tokens = TokenVerifier(key, api.store)
@@ -110,7 +110,7 @@ def build(api: Api, files: AccessFiles) -> Access:
     webhook_client = WebhookClient(api.store)
     webhooks = Webhooks(api.store, api.registry, webhook_client)
     api.admission = admission = AdmissionChain(api.store, authorizer, api.rng, webhooks)
-    return Access(
+    api.access = Access(
         api=api,
         authenticator=Authenticator(ClientCertificates(files.client_ca, clock), tokens, authorizer, clock),
         authorizer=authorizer,
@@ -120,3 +120,4 @@ def build(api: Api, files: AccessFiles) -> Access:
         reviews=Reviews(authorizer, tokens, api.now),
         webhook_client=webhook_client,
     )
+    return api.access

@@ -14,6 +14,7 @@ from .store import Store, dumps
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .access import Access
     from .kinds import KindInfo
     from .request import Request
     from .store import Stored
@@ -88,6 +89,8 @@ class Api:
     now: Callable[[], datetime] = utc_now
     rng: random.Random = field(default_factory=random.Random)
     admission: Admission = field(default_factory=AdmitAll)
+    # reviews, tokens, kubelet subresources; None on a bare server
+    access: Access | None = None
 
     def timestamp(self) -> str:
         return timestamp(self.now())

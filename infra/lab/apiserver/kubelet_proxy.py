@@ -53,11 +53,20 @@ class KubeletProxy:
         context.verify_mode = ssl.CERT_NONE
         context.load_cert_chain(certificate, key)
         self._context = context
-        timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
-        self._client = httpx.AsyncClient(verify=context, trust_env=False, timeout=timeout)
+        self._http: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
-        await self._client.aclose()
+        """Close kept connections; the next log opens new ones."""
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+            self._http = httpx.AsyncClient(verify=self._context, trust_env=False, timeout=timeout)
+        return self._http
 
     def handles(self, request: Request) -> bool:
         info = request.info

@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from .admission import AdmissionChain
+from . import access
 from .api import Api
 from .app import App
-from .authn import Authenticator, ClientCertificates
-from .authz import Authorizer
 from .bootstrap import create_defaults, ensure_client_ca
-from .bootstrap_rbac import bootstrap as bootstrap_rbac
 from .certificates import ClusterPki, write_kubeconfig
 from .faults import Faults
 from .protocol import https_protocol
 from .tls import server_context
-from .tokens import SigningKey, TokenVerifier
-from .webhook_client import WebhookClient
-from .webhooks import Webhooks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,19 +40,13 @@ class ApiServer:
         self.faults.store = self.api.store
         directory.mkdir(parents=True, exist_ok=True)
         self.pki = ClusterPki(directory, host)
-        self.signing_key = SigningKey.load_or_create(self.pki.directory / "sa.key")
-        self.tokens = TokenVerifier(self.signing_key, self.api.store)
-        self.authorizer = Authorizer(self.api.store)
-        self.authenticator = Authenticator(ClientCertificates(self.pki.ca_certificate), self.tokens, self.authorizer)
-        self.webhook_client = WebhookClient(self.api.store)
-        webhooks = Webhooks(self.api.store, self.api.registry, self.webhook_client)
-        self.api.admission = AdmissionChain(self.api.store, self.authorizer, self.api.rng, webhooks)
-        self.app = App(self.api, self.authenticator, self.authorizer, self.faults)
+        files = access.AccessFiles(self.pki.ca_certificate, self.pki.directory / "sa.key", *self.pki.kubelet_client)
+        self.access = access.build(self.api, files)
+        self.app = App(self.api, self.access.authenticator, self.access.authorizer, self.faults)
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
         create_defaults(self.api)
         ensure_client_ca(self.api, self.pki.ca_pem)
-        bootstrap_rbac(self.api.store)
 
     @property
     def url(self) -> str:
@@ -122,5 +110,5 @@ class ApiServer:
             await asyncio.wait_for(self._task, START_SECONDS)
         except TimeoutError:
             self._server.force_exit = True
-        await self.webhook_client.close()
+        await self.access.close()
         self._server = self._task = None

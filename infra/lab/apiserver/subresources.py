@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import pods, reading, scale, status, writing
+from .kinds import KindInfo
 from .request import Response
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ async def handle(api: Api, request: Request) -> Response | None:
         allowed = kind.verbs
     if info.verb not in allowed:
         raise status.method_not_allowed()
+    if api.access is not None and api.access.handles(request):
+        return await api.access.handle(request, lambda: writing.decode(request, _body_kind(request)))
     handler = HANDLERS.get((kind.resource, info.subresource))
     if handler is not None:
         return await handler(api, request)
@@ -47,6 +50,14 @@ async def handle(api: Api, request: Request) -> Response | None:
     if kind.resource == "componentstatuses" and info.verb == "list":
         return Response.json({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []})
     raise status.resource_not_found()
+
+
+def _body_kind(request: Request) -> KindInfo:
+    """The kind of the body: a subresource may take another one than its resource (TokenRequest)."""
+    sub = request.kind.subresource(request.info.subresource) if request.info.subresource else None
+    if sub is None or not sub.group:
+        return request.kind
+    return KindInfo(sub.group, sub.version, sub.kind, request.kind.plural, request.kind.namespaced, virtual=True)
 
 
 async def _view(api: Api, request: Request) -> Response:
