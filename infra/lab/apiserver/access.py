@@ -109,7 +109,7 @@ def build(api: Api, files: AccessFiles) -> Access:
 
     webhook_client = WebhookClient(api.store)
     webhooks = Webhooks(api.store, api.registry, webhook_client)
-    api.admission = admission = AdmissionChain(api.store, authorizer, api.rng, webhooks)
+    api.admission = admission = AdmissionChain(api.store, authorizer, webhooks, api.rng, api.now)
     api.access = Access(
         api=api,
         authenticator=Authenticator(ClientCertificates(files.client_ca, clock), tokens, authorizer, clock),

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 from . import csr, escalation
 from .admission_errors import refusal
 from .admission_pods import PodAdmission
+from .api import timestamp
 from .status import not_found
 from .webhooks import MUTATING, VALIDATING, Webhooks
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
+    from datetime import datetime
 
     from .api import AdmissionAttributes
     from .authz import Authorizer
@@ -28,7 +31,15 @@ _IMMORTAL = ("default", "kube-system", "kube-public")
 class AdmissionChain:
     """The chain (`api.Admission`): `mutate` before an object is validated, `validate` after."""
 
-    def __init__(self, store: Store, authorizer: Authorizer, rng: random.Random, webhooks: Webhooks) -> None:
+    def __init__(
+        self,
+        store: Store,
+        authorizer: Authorizer,
+        webhooks: Webhooks,
+        rng: random.Random,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._now = now
         self._store = store
         self._authorizer = authorizer
         self._pods = PodAdmission(store, rng)
@@ -40,8 +51,7 @@ class AdmissionChain:
         self._namespace_lifecycle(attributes)
         # 2. Built-in plugins, and who asks for a certificate.
         self._built_in(attributes)
-        if attributes.kind.resource == csr.RESOURCE and attributes.operation == "CREATE" and attributes.obj is not None:
-            csr.record_requester(attributes.obj, attributes.user)
+        self._signing_request(attributes)
         # 3. Mutating webhooks, then the built-in plugins again if one of them changed the object.
         if await self._webhooks.call(MUTATING, attributes):
             self._built_in(attributes)
@@ -58,6 +68,14 @@ class AdmissionChain:
     def _built_in(self, attributes: AdmissionAttributes) -> None:
         if attributes.kind.resource == "pods" and not attributes.subresource and attributes.operation == "CREATE":
             self._pods.admit(attributes)
+
+    def _signing_request(self, attributes: AdmissionAttributes) -> None:
+        if attributes.kind.resource != csr.RESOURCE or attributes.obj is None:
+            return
+        if attributes.operation == "CREATE":
+            csr.record_requester(attributes.obj, attributes.user)
+        else:
+            csr.stamp_conditions(attributes.obj, attributes.old or {}, timestamp(self._now()))
 
     def _namespace_lifecycle(self, attributes: AdmissionAttributes) -> None:
         kind = attributes.kind

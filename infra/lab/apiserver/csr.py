@@ -40,6 +40,7 @@ RESOURCE = f"certificatesigningrequests.{GROUP}"
 API_SERVER_CLIENT = "kubernetes.io/kube-apiserver-client"
 MIN_SECONDS = 600
 _CONDITIONS = ("Approved", "Denied", "Failed")
+_DECISIONS = ("Approved", "Denied")
 USAGES = (
     "any",
     "cert sign",
@@ -81,53 +82,50 @@ def record_requester(obj: dict[str, Any], user: User) -> None:
     obj["status"] = {}
 
 
-def prepare_update(new: dict[str, Any], old: dict[str, Any], subresource: str, now: str) -> None:
+def keep_fixed(new: dict[str, Any], old: dict[str, Any], subresource: str) -> None:
     """Put back what this path may not change: always the specification; all of the status but the part meant.
 
-    `subresource` is "", "approval" or "status"; `now` an RFC 3339 time for new conditions. In place.
+    `subresource` is "", "approval" (conditions only) or "status" (everything but Approved and Denied). In place.
     """
     new["spec"] = old.get("spec", {})
     before: dict[str, Any] = old.get("status") or {}
+    wanted: dict[str, Any] = new.get("status") or {}
     if not subresource:
         new["status"] = before
         return
-    wanted: dict[str, Any] = new.get("status") or {}
-    ours = ("Approved", "Denied") if subresource == "approval" else ("Failed",)
-    conditions = _conditions(wanted, before, subresource, ours)
+    conditions = list(wanted.get("conditions") or [])
     status = dict(before) if subresource == "approval" else dict(wanted)
-    status["conditions"] = [_stamped(c, before.get("conditions") or [], now) for c in conditions]
-    if not status["conditions"]:
+    if subresource == "status":
+        # Here an approval can neither come nor go: the stored ones replace whatever was sent.
+        kept = [c for c in before.get("conditions") or [] if c.get("type") in _DECISIONS]
+        conditions = [*kept, *(c for c in conditions if c.get("type") not in _DECISIONS)]
+    status["conditions"] = conditions
+    if not conditions:
         del status["conditions"]
     new["status"] = status
 
 
-def _conditions(
-    wanted: dict[str, Any], before: dict[str, Any], subresource: str, ours: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    if subresource == "approval":
-        return list(wanted.get("conditions") or [])
-    # Through /status an approval can neither come nor go: the stored ones replace whatever was sent.
-    kept = [c for c in before.get("conditions") or [] if c.get("type") in ("Approved", "Denied")]
-    sent = [c for c in wanted.get("conditions") or [] if c.get("type") not in ("Approved", "Denied")]
-    return [*kept, *sent] if ours else sent
-
-
-def _stamped(condition: dict[str, Any], before: list[dict[str, Any]], now: str) -> dict[str, Any]:
-    """With the times filled in: an update counts from now, a transition from when the status last changed."""
-    old = next((c for c in before if c.get("type") == condition.get("type")), None)
-    out = dict(condition)
-    out.setdefault("lastUpdateTime", old["lastUpdateTime"] if old and "lastUpdateTime" in old else now)
-    if not out.get("lastTransitionTime"):
-        same = old is not None and old.get("status") == condition.get("status")
-        out["lastTransitionTime"] = (old or {}).get("lastTransitionTime", now) if same else now
-    return out
+def stamp_conditions(new: dict[str, Any], old: dict[str, Any], now: str) -> None:
+    """Fill in the times of conditions which came without: `now`, or the old transition's while nothing changed."""
+    status = new.get("status") or {}
+    before = {(c.get("type"), c.get("status")): c for c in (old.get("status") or {}).get("conditions") or []}
+    stamped = []
+    for condition in status.get("conditions") or []:
+        same = before.get((condition.get("type"), condition.get("status")), {})
+        times = {
+            "lastUpdateTime": condition.get("lastUpdateTime") or now,
+            "lastTransitionTime": condition.get("lastTransitionTime") or same.get("lastTransitionTime") or now,
+        }
+        stamped.append({**condition, **times})
+    if stamped:
+        new["status"] = {**status, "conditions": stamped}
 
 
 # Validation
 
 
 def validate(new: dict[str, Any], old: dict[str, Any] | None = None) -> None:
-    """Raises ApiStatusError 422. Run it on creates and on all updates, after `prepare_*`."""
+    """Raises ApiStatusError 422. Run it on creates and on all updates, on what would be stored."""
     causes: list[Cause] = []
     if old is None:
         causes += _specification(new.get("spec") or {})

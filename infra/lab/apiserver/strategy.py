@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import status
+from . import csr, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,8 @@ def prepare_create(api: Api, kind: KindInfo, obj: dict[str, Any]) -> None:
             _label_job(obj)
         case "replicasets.apps" | "replicationcontrollers":
             obj["status"] = {"replicas": 0}
+        case csr.RESOURCE:
+            obj["status"] = {}
 
 
 def prepare_update(kind: KindInfo, obj: dict[str, Any], old: dict[str, Any], subresource: str) -> None:
@@ -63,6 +65,9 @@ def prepare_update(kind: KindInfo, obj: dict[str, Any], old: dict[str, Any], sub
     for field in ("uid", "creationTimestamp"):
         if not metadata.get(field):
             _keep(metadata, before, field)
+    if kind.storage == csr.RESOURCE:
+        csr.keep_fixed(obj, old, subresource)
+        return
     if subresource == "status":
         _prepare_status(kind, obj, old)
         return
