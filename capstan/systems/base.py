@@ -179,7 +179,7 @@ class TrustSystem(Protocol):
             Conflict: Somebody wrote in between; observe again.
         """
 
-    def ensure_issuer(self, issuer: IssuerMaterial) -> tuple[Change, ...]:
+    def ensure_issuer(self, material: IssuerMaterial) -> tuple[Change, ...]:
         """Make the control plane's configured issuer this one.
 
         Raises:
@@ -227,6 +227,8 @@ class TrustSystem(Protocol):
         """Present a client certificate to the live peers and note what each does with it.
 
         Args:
+            chain_pem: The leaf, then what stands between it and its root.
+            key: The leaf's key; used in memory only.
             limit: Ask at most so many, spread over the namespaces; all if None.
             wanted: Ask only these peers, by name; all if empty.
         """

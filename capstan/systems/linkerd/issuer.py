@@ -176,7 +176,7 @@ def _material(secret: Object, scheme: Scheme, where: str) -> IssuerMaterial:
     if not chain[0].key_matches(key):
         raise InvalidCertificate(
             "the issuer's key does not belong to its certificate", where=where, observed=repr(key),
-            expected=f"the key of {chain[0]!r}", next_command=f"kubectl describe {where.replace('/', ' -n ', 1)}",
+            expected=f"the key of {chain[0]!r}", next_command=f"write certificate and key of one issuer into {where}",
         )  # fmt: skip
     return IssuerMaterial(chain, key)
 

@@ -66,6 +66,7 @@ class Proxy:
         component: Value of the control-plane component label; empty for workloads.
         sni: The proxy's own identity, by which it is to be addressed.
         port: Its admin port.
+        leaving: Whether the pod is being deleted; it may still serve for a while.
     """
 
     peer: Peer
@@ -73,7 +74,7 @@ class Proxy:
     component: str
     sni: str
     port: int
-    readable: bool
+    leaving: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +350,7 @@ def _proxy(cluster: str, namespace: str, reading: _Reading, certificates: _Known
         component=str(labels.get("linkerd.io/control-plane-component", "")),
         sni=reading.sni,
         port=reading.port,
-        readable=bool(reading.chain),
+        leaving="deletionTimestamp" in metadata,
     )
 
 

@@ -1,0 +1,242 @@
+"""Restarting Linkerd's control plane in its order, each step proven on the live processes.
+
+identity first (it signs only for issuers its roots know), then destination, then proxy-injector (it hands the roots on
+to every pod born from now on). The injector is proven by a dry-run: a pod as the API server would create it now.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from capstan.cluster.resources import DEPLOYMENTS, PODS
+from capstan.cluster.restart import Restarted, RestartReport, restart_workloads
+from capstan.errors import CapstanError, GateRefused, GateTimedOut, Retryable
+from capstan.pki.bundle import Bundle
+from capstan.systems.linkerd.layout import CONTROL_PLANE, IDENTITY
+from capstan.systems.linkerd.observe import View, observe
+from capstan.systems.linkerd.pods import literal_anchors, proxy_container
+from capstan.trust.observation import Fingerprint, Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from capstan.cluster.client import Cluster
+    from capstan.cluster.restart import Step
+    from capstan.cluster.values import Object
+    from capstan.trust.observation import Peer
+
+ROUNDS: Final = 3  # restarts of one component: a pod may be born before its kubelet has the new ConfigMap
+POLL: Final = 1.0
+DRY_RUNS: Final = 3
+
+
+def restart_control_plane(
+    cluster: Cluster,
+    namespace: str,
+    roots: frozenset[Fingerprint],
+    stamp: str,
+    *,
+    seconds: float,
+    issuer: Fingerprint | None,
+    on_progress: Callable[[Step], None] | None,
+    now: Callable[[], datetime],
+) -> RestartReport:
+    """See `TrustSystem.restart_control_plane`."""
+    until = cluster.clock() + seconds
+    restarted: list[Restarted] = []
+    for name in CONTROL_PLANE:
+        if cluster.find(DEPLOYMENTS, name, namespace) is None:
+            continue  # older versions have fewer of them
+        restarted += _restart_component(
+            cluster, namespace, name, roots, issuer if name == IDENTITY else None, stamp, until, on_progress, now
+        )
+    view = observe(cluster, namespace, now=now)
+    await_injector(cluster, view, roots, until=until)
+    return RestartReport(tuple(restarted))
+
+
+def _restart_component(
+    cluster: Cluster,
+    namespace: str,
+    name: str,
+    roots: frozenset[Fingerprint],
+    issuer: Fingerprint | None,
+    stamp: str,
+    until: float,
+    on_progress: Callable[[Step], None] | None,
+    now: Callable[[], datetime],
+) -> list[Restarted]:
+    """Restart one component until every pod of it holds the roots (and presents a leaf of the issuer)."""
+    owner = Owner("Deployment", namespace, name)
+    restarted: list[Restarted] = []
+    wrong: tuple[str, ...] = ()
+    for attempt in range(1, ROUNDS + 1):
+        view = _look(cluster, namespace, owner, now)
+        wrong = _wrong(view, owner, roots, issuer)
+        if not wrong:
+            return restarted
+        _require_start_possible(view, roots)
+        this_stamp = stamp if attempt == 1 else f"{stamp}.{attempt}"
+        report = restart_workloads(
+            cluster, [owner], this_stamp, seconds=max(until - cluster.clock(), 1.0), on_progress=on_progress, now=now
+        )
+        restarted += report.restarted
+        # A pod is ready before its proxy was read; a proxy that answers may still be about to fetch its first leaf.
+        settle = min(until, cluster.clock() + 15.0)
+        while wrong := _wrong(_look(cluster, namespace, owner, now), owner, roots, issuer):
+            if cluster.clock() >= settle:
+                break
+            cluster.sleep(POLL)
+        if not wrong:
+            return restarted
+        if cluster.clock() >= until:
+            break
+    raise GateTimedOut(
+        f"{name} does not come up as it has to", stragglers=wrong, where=f"{owner} in cluster {cluster.name}",
+        observed="; ".join(wrong[:10]), expected=_expected(roots, issuer),
+        next_command=f"kubectl get pods -n {namespace} -l linkerd.io/control-plane-component -o wide",
+    )  # fmt: skip
+
+
+def _look(cluster: Cluster, namespace: str, owner: Owner, now: Callable[[], datetime]) -> View:
+    component = owner.name.removeprefix("linkerd-")
+
+    def of_component(pod: Object) -> bool:
+        labels = pod["metadata"].get("labels") or {}
+        return (
+            pod["metadata"]["namespace"] == namespace and labels.get("linkerd.io/control-plane-component") == component
+        )
+
+    return observe(cluster, namespace, only=of_component, now=now)
+
+
+def _wrong(view: View, owner: Owner, roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> tuple[str, ...]:
+    """Pods of the owner that are not as wanted, each with the reason."""
+    peers = [proxy.peer for proxy in view.proxies if proxy.peer.owner == owner and not proxy.leaving]
+    if not peers:
+        return (f"{owner}: no running pod",)
+    return tuple(f"{peer.name}: {reason}" for peer in peers if (reason := why_stale(peer, roots, issuer)))
+
+
+def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> str:
+    """Why a peer is not as wanted; empty if it is."""
+    if peer.trusts is None:
+        return f"its roots could not be read ({peer.unreadable})"
+    if peer.trusts != roots:
+        return f"holds roots {short(peer.trusts)}"
+    if issuer is None:
+        return ""
+    if peer.leaf is None:
+        return f"its leaf could not be read ({peer.unreadable})"
+    if peer.leaf.issuer != issuer:
+        return f"presents a leaf of issuer {(peer.leaf.issuer or 'unknown')[:8]}"
+    return ""
+
+
+def short(fingerprints: frozenset[Fingerprint]) -> str:
+    """`{1a2b3c4d, 5e6f7a8b}`."""
+    return "{" + ", ".join(sorted(fingerprint[:8] for fingerprint in fingerprints)) + "}"
+
+
+def _expected(roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> str:
+    return f"roots {short(roots)}" + (f" and leaves of issuer {issuer[:8]}" if issuer else "")
+
+
+def _require_start_possible(view: View, roots: frozenset[Fingerprint]) -> None:
+    """An identity that starts while its issuer does not chain to the bundle crashes: a latent fault becomes an outage.
+
+    Raises:
+        GateRefused: The bundle is not the wanted one, or the configured issuer does not verify against it.
+    """
+    where = f"control plane in namespace {view.layout.namespace} of cluster {view.observation.name}"
+    if view.bundle.fingerprints != roots:
+        raise GateRefused(
+            "the declared trust roots are not the ones to restart for", where=where,
+            observed=short(view.bundle.fingerprints), expected=short(roots), next_command="capstan status",
+        )  # fmt: skip
+    issuer = view.observation.issuer
+    if issuer is None or not issuer.anchors & roots:
+        raise GateRefused(
+            "identity would not start again", where=where,
+            observed="the configured issuer does not verify against the declared roots"
+            if issuer
+            else "; ".join(view.troubles) or "no readable issuer",
+            expected="an issuer below one of the roots", next_command="capstan check",
+        )  # fmt: skip
+
+
+def await_injector(cluster: Cluster, view: View, roots: frozenset[Fingerprint], *, until: float) -> None:
+    """Wait until pods born now get these roots, by letting the API server rehearse a birth (dry-run) several times.
+
+    The injector's replicas read the roots from a mounted file, each as late as its kubelet; so as many answers in a row
+    as there can be replicas must be right.
+
+    Raises:
+        GateTimedOut: They still get others, or none.
+    """
+    namespaces = sorted({proxy.peer.namespace for proxy in view.proxies} - {view.layout.namespace})
+    if not namespaces:
+        return  # nothing is meshed yet: there is nothing to be born wrong
+    replicas = sum(1 for proxy in view.proxies if proxy.component == "proxy-injector")
+    needed = max(DRY_RUNS, 2 * replicas)
+    problem = ""
+    right = 0
+    while right < needed:
+        problem = _rehearse(cluster, namespaces[right % len(namespaces)], roots)
+        if not problem:
+            right += 1
+            continue
+        right = 0
+        if cluster.clock() >= until:
+            raise GateTimedOut(
+                "pods born now would not get the wanted roots", stragglers=("proxy-injector",),
+                where=f"proxy-injector of cluster {cluster.name}", observed=problem, expected=f"roots {short(roots)}",
+                next_command=f"kubectl logs -n {view.layout.namespace} deploy/linkerd-proxy-injector proxy-injector",
+            )  # fmt: skip
+        cluster.sleep(POLL)
+
+
+def _rehearse(cluster: Cluster, namespace: str, roots: frozenset[Fingerprint]) -> str:
+    """Why a pod born now in this namespace would be wrong; empty if it would be right."""
+    try:
+        born = cluster.create(PODS, _rehearsal_pod(namespace), dry_run=True)
+    except Retryable as error:
+        return f"{error.what}: {error.observed}"
+    container = proxy_container(born["spec"])
+    if container is None:
+        return f"in namespace {namespace}: no linkerd-proxy was injected"
+    text = literal_anchors(container)
+    if text is None:
+        return f"in namespace {namespace}: the injected proxy has no roots written in"
+    try:
+        found = Bundle.parse_lenient(text, f"dry-run pod in namespace {namespace}").fingerprints
+    except CapstanError as error:
+        return error.what
+    return "" if found == roots else f"in namespace {namespace}: roots {short(found)}"
+
+
+def _rehearsal_pod(namespace: str) -> Object:
+    """A pod that even a namespace of the `restricted` Pod Security Standard admits (before injection)."""
+    security: dict[str, Any] = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "runAsUser": 65534,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": "capstan-rehearsal-",
+            "namespace": namespace,
+            "annotations": {"linkerd.io/inject": "enabled"},
+        },
+        "spec": {
+            "containers": [
+                {"name": "rehearsal", "image": "capstan.invalid/never-started:1", "securityContext": security}
+            ],
+            "restartPolicy": "Always",
+        },
+    }
