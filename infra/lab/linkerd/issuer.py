@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -104,7 +104,8 @@ class Issuer:
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), critical=False
             )
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return builder.add_extension(names, critical=False).sign(self.key, hashes.SHA256())
+        # RFC 5280 4.2.1.6: without a subject the names are critical (so is the recorded leaf cert-4 of trace 08).
+        return builder.add_extension(names, critical=not list(csr.subject)).sign(self.key, hashes.SHA256())
 
 
 def load(directory: Path, scheme: str, mount: str) -> Issuer:
@@ -194,8 +195,6 @@ def _as_go_encodes(name: x509.Name) -> x509.Name:
 
 
 def _go_public_key(key: object) -> str:
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
     if isinstance(key, rsa.RSAPublicKey):
         numbers = key.public_numbers()
         return f"&{{N:+{numbers.n} E:{numbers.e}}}"

@@ -106,7 +106,7 @@ def objects(options: Options, material: Material) -> list[JSON]:
     return [
         _namespace(options),
         *_configuration(options, material),
-        *_rbac(options),
+        *rbac(options),
         *_services(options, material),
         *workload.deployments(options, material.bundle),
     ]
@@ -218,7 +218,7 @@ def _configuration(options: Options, material: Material) -> list[JSON]:
     return found
 
 
-def _rbac(options: Options) -> list[JSON]:
+def rbac(options: Options) -> list[JSON]:
     read = ["get", "list", "watch"]
     rules: dict[str, list[JSON]] = {
         "identity": [
