@@ -11,9 +11,11 @@ import re
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from capstan.pki.keys import KeyAlgorithm
 
 # A name ends up in ConfigMap, Lease and Key Vault secret names: RFC 1123 label (RFC 1123 section 2.1, Kubernetes
 # "DNS label"), short enough to leave room for our own prefixes and suffixes.
@@ -58,14 +60,6 @@ class ClusterRef(BaseModel):
     context: str | None = Field(default=None, description="Context in the kubeconfig; default: its current one")
 
 
-class KeyAlgorithm(StrEnum):
-    """Key algorithms for new CAs. Linkerd takes only P-256 issuers (linkerd2 `pkg/healthcheck`)."""
-
-    P256 = "P-256"
-    RSA_2048 = "RSA-2048"
-    RSA_4096 = "RSA-4096"
-
-
 class RotationPolicy(BaseModel):
     """What new CAs look like and how long each wait may take."""
 
@@ -77,17 +71,12 @@ class RotationPolicy(BaseModel):
     restart_deadline: timedelta = Field(
         default=timedelta(minutes=30), description="Longest time all rollouts of one restart may take together"
     )
-    leaf_margin: timedelta = Field(
-        default=timedelta(minutes=10),
-        description="Time allowed past the last observed leaf expiry before stragglers are named",
+    parallel_restarts: int = Field(default=4, ge=1, le=64, description="Workloads that are restarted at the same time")
+    approvals: frozenset[Literal["trust", "issue", "distrust"]] = Field(
+        default=frozenset({"trust", "issue", "distrust"}),
+        min_length=1,
+        description="Phases before which a person is asked; each can be switched off, never all",
     )
-
-
-class ApprovalMode(StrEnum):
-    """Who decides before a phase that changes the live mesh."""
-
-    ASK = "ask"
-    AUTO = "auto"
 
 
 class TrustDomain(BaseModel):
@@ -101,7 +90,7 @@ class TrustDomain(BaseModel):
     control_plane_namespace: DnsLabel = Field(default="linkerd", description="Namespace of the mesh's control plane")
     vault: str = Field(
         default="",
-        description="Where private keys live: local:/path, or https://NAME.vault.azure.net; default: local, in the home",
+        description="Where private keys live: local:/path or https://NAME.vault.azure.net; default: local, in the home",
     )
     home: str = Field(default="", description="Directory for evidence and the local vault; default: $CAPSTAN_HOME")
     policy: RotationPolicy = RotationPolicy()

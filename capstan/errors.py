@@ -28,7 +28,10 @@ A message says what, where, what was observed, what was expected, and the next c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class CapstanError(Exception):

@@ -7,10 +7,12 @@ context variable, so it follows calls and Prefect's task engine without being pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _log = logging.getLogger("capstan")
 

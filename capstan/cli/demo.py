@@ -55,10 +55,7 @@ def linkerd(
     where = directory or home() / "demo" / datetime.now(UTC).strftime("linkerd-%Y%m%dT%H%M%SZ")
     arguments = ["--system", "linkerd", "--size", size, "--leaf-seconds", str(leaf_seconds)]
     with _started(where, arguments) as lab:
-        if procedure == "capstan":
-            result = _rotate(lab, where, approve)
-        else:
-            result = _documented_blog(lab, leaf_seconds)
+        result = _rotate(lab, where, approve) if procedure == "capstan" else _documented_blog(lab, leaf_seconds)
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(result, indent=2) + "\n")
@@ -85,7 +82,11 @@ def _rotate(lab: labs.Lab, where: Path, approve: Literal["auto", "ask"]) -> dict
         name="linkerd", clusters=(ClusterRef(kubeconfig=str(lab.kubeconfig)),), home=str(where / "capstan")
     )
     outcome = run_rotation(
-        domain, rotation=None, approve=approve, title="Linkerd trust anchor rotation on the lab", handshakes=lab.handshakes
+        domain,
+        rotation=None,
+        approve=approve,
+        title="Linkerd trust anchor rotation on the lab",
+        handshakes=lab.handshakes,
     )
     time.sleep(QUIET_SECONDS)
     counts = lab.prober()

@@ -26,7 +26,9 @@ def show(file: Path, /, *, output: Annotated[Output, Parameter(alias="-o")] = Ou
     """
     entries = evidence.read(file)
     if output in (Output.TABLE, Output.SHORT):
-        print_table(("n", "time", "kind", "facts"), [(str(r.n), r.time, r.kind, r.facts) for r in evidence.rows(entries)])
+        print_table(
+            ("n", "time", "kind", "facts"), [(str(r.n), r.time, r.kind, r.facts) for r in evidence.rows(entries)]
+        )
     else:
         print_data(
             [
@@ -78,10 +80,16 @@ def verify(
         rows = [
             ("verified", "chain, signatures, order: all hold"),
             ("rotation", report.rotation),
-            ("entries", f"{report.entries}, {report.started:%Y-%m-%d %H:%M:%S} to {report.ended:%Y-%m-%d %H:%M:%S} UTC"),
+            (
+                "entries",
+                f"{report.entries}, {report.started:%Y-%m-%d %H:%M:%S} to {report.ended:%Y-%m-%d %H:%M:%S} UTC",
+            ),
             ("complete", f"yes, outcome {report.outcome}" if report.finished else "no: the rotation has not finished"),
             ("signed by", report.public_key_fingerprint),
-            ("key", "the one given" if report.key_confirmed else "NOT confirmed: compare the fingerprint, or --public-key"),
+            (
+                "key",
+                "the one given" if report.key_confirmed else "NOT confirmed: compare the fingerprint, or --public-key",
+            ),
             ("head", report.head),
         ]
         print_table(("account", str(file)), rows)

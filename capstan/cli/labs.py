@@ -124,9 +124,7 @@ def running_lab(
                 process.wait()
 
 
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], facts: Path, log: Path, on_line: Callable[[str], None]
-) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], facts: Path, log: Path, on_line: Callable[[str], None]) -> None:
     deadline = time.monotonic() + START_SECONDS
     with log.open() as lines:
         while not facts.exists():

@@ -110,7 +110,9 @@ class TerminalWatcher:
             if self._handshakes and (seen := self._handshakes()):
                 style = "bold red" if seen.failed else "bold green"
                 lines.append(
-                    Text.assemble("  handshakes ", f"{seen.attempted:,} new mTLS connections, ", (f"{seen.failed} failed", style))
+                    Text.assemble(
+                        "  handshakes ", f"{seen.attempted:,} new mTLS connections, ", (f"{seen.failed} failed", style)
+                    )
                 )
             lines.extend(Text(f"  {note}", style="dim", overflow="ellipsis", no_wrap=True) for note in self._notes)
             return Group(*lines)

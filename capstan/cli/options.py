@@ -54,7 +54,8 @@ class DomainOptions:
         try:
             if len(self.context) > 1:
                 clusters = tuple(
-                    ClusterRef(name=_cluster_name(context), kubeconfig=path, context=context) for context in self.context
+                    ClusterRef(name=_cluster_name(context), kubeconfig=path, context=context)
+                    for context in self.context
                 )
             else:
                 clusters = (ClusterRef(kubeconfig=path, context=self.context[0] if self.context else None),)

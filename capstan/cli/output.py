@@ -1,4 +1,4 @@
-"""How answers are printed: kubectl's habits (`-o table|json|yaml|short`), errors on stderr, exit codes with a meaning."""
+"""How answers are printed: kubectl's habits (`-o table|json|yaml|short`), errors on stderr, telling exit codes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,106 @@
+"""`capstan check`: is this mesh fit to be rotated, and does it work? Read-only; starts without Prefect."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.text import Text
+
+from capstan.cli.options import DomainOptions
+from capstan.cli.output import Exit, Output, print_data, print_table, stdout
+from capstan.systems.base import CheckResult, Severity, Status
+from capstan.systems.opening import open_systems
+
+_MARKS = {
+    Status.OK: Text("√", style="green"),
+    Status.WARNING: Text("‼", style="yellow"),
+    Status.ERROR: Text("×", style="bold red"),
+    Status.SKIPPED: Text("-", style="dim"),
+}
+
+
+def check(
+    options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
+    *,
+    output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
+) -> int:
+    """Check the trust domain on evidence read from every live proxy; exit 1 if a check fails.
+
+    Parameters
+    ----------
+    output
+        table, json, yaml, or short (only what is not ok).
+    """
+    domain = options.resolve()
+    clusters, systems = open_systems(domain)
+    try:
+        results = {name: system.checks(now=datetime.now(UTC)) for name, system in systems.items()}
+    finally:
+        for cluster in clusters.values():
+            cluster.close()
+    failed = any(_fails(result) for found in results.values() for result in found)
+    if output in (Output.JSON, Output.YAML):
+        print_data(_as_data(results, failed), output)
+    else:
+        for name, found in results.items():
+            _print_cluster(name if len(results) > 1 else "", found, short=output is Output.SHORT)
+        stdout().print(Text("Status check results are " + ("×" if failed else "√"), style="bold"))
+    return Exit.FAILURE if failed else Exit.OK
+
+
+def _fails(result: CheckResult) -> bool:
+    return result.status is Status.ERROR and result.level is not Severity.WARNING
+
+
+def _as_data(results: dict[str, tuple[CheckResult, ...]], failed: bool) -> dict[str, object]:
+    return {
+        "schemaVersion": 1,
+        "success": not failed,
+        "clusters": [
+            {
+                "name": name,
+                "checks": [
+                    {
+                        "category": result.category,
+                        "description": result.description,
+                        "hint": result.hint,
+                        "level": result.level.value,
+                        "status": result.status.value,
+                        "message": result.message,
+                    }
+                    for result in found
+                ],
+            }
+            for name, found in results.items()
+        ],
+    }
+
+
+def _print_cluster(name: str, found: tuple[CheckResult, ...], *, short: bool) -> None:
+    console = stdout()
+    category = ""
+    rows: list[tuple[str | Text, ...]] = []
+
+    def flush() -> None:
+        if rows:
+            title = f"{category} ({name})" if name else category
+            print_table(("", title), rows)
+            console.print()
+            rows.clear()
+
+    for result in found:
+        if short and result.status in (Status.OK, Status.SKIPPED):
+            continue
+        if result.category != category:
+            flush()
+            category = result.category
+        text = Text(result.description)
+        if result.status is not Status.OK:
+            if result.message:
+                text.append(f"\n{result.message}", style="dim" if result.status is Status.SKIPPED else "")
+            if result.status is not Status.SKIPPED:
+                text.append(f"\nsee {result.hint} for hints", style="dim")
+        rows.append((_MARKS[result.status], text))
+    flush()

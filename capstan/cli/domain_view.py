@@ -1,0 +1,66 @@
+"""What `plan` and `status` both need: the record and a fresh observation of a domain, read without any lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from capstan.cluster.record import RecordStore, RotationRecord
+from capstan.pki.bundle import Bundle
+from capstan.rotation.session import OLD_ROOTS, plan_policy
+from capstan.systems.base import observe_domain
+from capstan.systems.opening import open_systems
+from capstan.trust.plan import Plan, plan
+
+if TYPE_CHECKING:
+    from capstan.config import TrustDomain
+    from capstan.pki.inspect import Certificate
+    from capstan.trust.observation import Observation
+
+
+@dataclass(frozen=True, slots=True)
+class DomainView:
+    """A trust domain as it is now.
+
+    Attributes:
+        record: The rotation under way, or the last one; None if there never was one.
+        plan: The steps from here.
+        certificates: Every root and issuer met, by fingerprint.
+    """
+
+    domain: TrustDomain
+    record: RotationRecord | None
+    observation: Observation
+    plan: Plan
+    certificates: dict[str, Certificate]
+
+
+@contextmanager
+def viewed(domain: TrustDomain) -> Iterator[DomainView]:
+    """Read record and clusters.
+
+    A finished rotation is the past: the plan is then for a next one, away from the roots of today.
+
+    Raises:
+        CapstanError: A cluster cannot be read.
+    """
+    clusters, systems = open_systems(domain)
+    try:
+        records = [RecordStore(cluster, domain.name).load() for cluster in clusters.values()]
+        record = next((r for r in records if r and r.finished is None), next((r for r in records if r), None))
+        under_way = record if record is not None and record.finished is None else None
+        known: list[Certificate] = []
+        if under_way:
+            known.extend(Bundle.parse(under_way.notes[OLD_ROOTS], "rotation record"))
+        observation = observe_domain(tuple(systems.values()), known)
+        certificates = {certificate.fingerprint: certificate for certificate in known}
+        for system in systems.values():
+            certificates.update(system.certificates())
+        old = under_way.old if under_way else frozenset(r for c in observation.clusters for r in c.bundle)
+        new = (under_way.new or None) if under_way else None
+        yield DomainView(domain, record, observation, plan(observation, old, new, plan_policy(domain)), certificates)
+    finally:
+        for cluster in clusters.values():
+            cluster.close()

@@ -1,0 +1,119 @@
+"""`capstan status`: where a rotation is, who is being waited for, and until when. Read-only."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.text import Text
+
+from capstan.cli.domain_view import DomainView, viewed
+from capstan.cli.options import DomainOptions
+from capstan.cli.output import Exit, Output, print_data, print_table, stdout
+from capstan.trust.gates import GateResult, may_enter
+from capstan.trust.phase import Phase, Progress, progress
+
+_NEXT = {
+    Phase.PREPARE: Phase.TRUST,
+    Phase.TRUST: Phase.ISSUE,
+    Phase.ISSUE: Phase.DISTRUST,
+    Phase.DISTRUST: Phase.DONE,
+}
+_SHOWN = 20
+
+
+def status(
+    options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
+    *,
+    output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
+) -> int:
+    """Show where the domain's rotation is, derived from the certificates as they are; exit 2 while it is unfinished.
+
+    Parameters
+    ----------
+    output
+        table, json or yaml.
+    """
+    with viewed(options.resolve()) as view:
+        record = view.record
+        if record is None or record.finished is not None:
+            gate = None
+            steps: tuple[Progress, ...] = ()
+        else:
+            phases = (Phase.TRUST, Phase.ISSUE, Phase.DISTRUST)
+            steps = tuple(progress(view.observation, phase, view.plan.old, view.plan.new) for phase in phases)
+            following = _NEXT.get(view.plan.phase)
+            gate = (
+                may_enter(following, view.observation, view.plan.old, view.plan.new, datetime.now(UTC))
+                if following
+                else None
+            )
+        if output in (Output.JSON, Output.YAML):
+            print_data(_as_data(view, steps, gate), output)
+        else:
+            _print(view, steps, gate)
+        return Exit.OK if record is None or record.finished else Exit.CHANGES_PENDING
+
+
+def _as_data(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | None) -> dict[str, Any]:
+    record = view.record
+    return {
+        "schemaVersion": 1,
+        "domain": view.domain.name,
+        "rotation": record.rotation_id if record else None,
+        "finished": record.finished.isoformat() if record and record.finished else None,
+        "outcome": record.outcome if record else None,
+        "phase": view.plan.phase.value if record and record.finished is None else None,
+        "safe": view.plan.verdict.safe,
+        "verdict": str(view.plan.verdict),
+        "peers": len(view.observation.peers),
+        "progress": [
+            {"phase": s.phase.value, "done": s.done, "total": s.total, "waitingFor": list(s.waiting_for)} for s in steps
+        ],
+        "gate": None
+        if gate is None
+        else {
+            "before": gate.phase.value,
+            "open": gate.open,
+            "waitingFor": list(gate.waiting_for),
+            "contradictions": list(gate.contradictions),
+            "bound": gate.bound.isoformat() if gate.bound else None,
+        },
+        "approvals": [entry.model_dump(mode="json") for entry in record.approvals] if record else [],
+    }
+
+
+def _print(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | None) -> None:
+    console = stdout()
+    record = view.record
+    console.print(f"trust domain {view.domain.name}: {view.plan.verdict}")
+    if record is None:
+        console.print("no rotation was ever begun here; `capstan plan` shows what one would do")
+        return
+    if record.finished is not None:
+        console.print(f"rotation {record.rotation_id}: {record.outcome} at {record.finished:%Y-%m-%d %H:%M:%S} UTC")
+        return
+    begun = f"{record.started:%Y-%m-%d %H:%M:%S} UTC"
+    console.print(f"rotation {record.rotation_id}, begun {begun}, is in phase {view.plan.phase.value}")
+    console.print()
+    rows = []
+    for step in steps:
+        style = "bold cyan" if step.phase is view.plan.phase else "green" if step.reached else "dim"
+        approval = next((a for a in reversed(record.approvals) if a.gate == step.phase.value), None)
+        rows.append(
+            (
+                Text(step.phase.value, style=style),
+                f"{step.done}/{step.total}",
+                f"{approval.decision} by {approval.by}" if approval else "-",
+            )
+        )
+    print_table(("phase", "proxies", "approval"), rows)
+    if gate is not None and (gate.waiting_for or gate.contradictions):
+        console.print()
+        until = f", at the latest until {gate.bound:%Y-%m-%d %H:%M:%S} UTC" if gate.bound else ""
+        console.print(f"before {gate.phase.value} it waits for{until}:")
+        for name in (*gate.contradictions, *gate.waiting_for)[:_SHOWN]:
+            console.print(f"  {name}")
+        if len(gate.waiting_for) > _SHOWN:
+            console.print(f"  and {len(gate.waiting_for) - _SHOWN} more (-o json shows all)")

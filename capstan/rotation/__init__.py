@@ -1,0 +1,8 @@
+"""A rotation of one trust domain: what is remembered while it runs, and its steps over all clusters.
+
+Below the tasks (which add retries) and above the adapters (which know one cluster each). Knows no Prefect.
+"""
+
+from capstan.rotation.session import Outcome, PhaseTime, Rotation, open_rotation
+
+__all__ = ["Outcome", "PhaseTime", "Rotation", "open_rotation"]

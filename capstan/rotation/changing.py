@@ -1,0 +1,179 @@
+"""The steps that change the live mesh: who is trusted, who issues, and the restarts that make both real.
+
+Every step observes, acts on the difference and verifies; it may be repeated, and killed at any instruction. Keys stay
+inside the step that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from capstan.audit import audited_step
+from capstan.errors import GateRefused
+from capstan.progress import watcher
+from capstan.rotation import material
+from capstan.trust.phase import Phase
+from capstan.vaults.base import ROTATION_TAG
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from capstan.cluster.restart import RestartReport, Step
+    from capstan.rotation.session import Rotation
+    from capstan.systems.base import Change
+
+
+def widen_bundle(rotation: Rotation, cluster: str) -> None:
+    """Make every place that declares the cluster's roots hold old + new."""
+    with audited_step(f"widen-bundle/{cluster}"):
+        watcher().step("bundle := old + new", cluster)
+        roots = rotation.old.union([rotation.new_root])
+        _note_changes(rotation, "bundle-widened", cluster, rotation.systems[cluster].ensure_bundle(roots))
+
+
+def narrow_bundle(rotation: Rotation, cluster: str) -> None:
+    """Make every place that declares the cluster's roots hold the new one only.
+
+    Raises:
+        GateRefused: Somebody still presents a chain of an old root; nothing was written.
+    """
+    with audited_step(f"narrow-bundle/{cluster}"):
+        watcher().step("bundle := new", cluster)
+        only = rotation.old.union([rotation.new_root]).only([rotation.new_root.fingerprint])
+        _note_changes(rotation, "bundle-narrowed", cluster, rotation.systems[cluster].ensure_bundle(only))
+
+
+def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
+    """Restart the control plane's parts in order, each proven live before the next.
+
+    Raises:
+        GateRefused: Restarting now would break it. GateTimedOut: It did not come up in time; names what holds it up.
+    """
+    with audited_step(f"restart-control-plane/{phase.value}/{cluster}"):
+        watcher().step("restart control plane", cluster)
+        issuer = rotation.required_target().issuers[cluster].fingerprint if phase is not Phase.TRUST else None
+        report = rotation.systems[cluster].restart_control_plane(
+            _wanted_roots(rotation, phase),
+            _stamp(rotation, phase),
+            seconds=rotation.domain.policy.restart_deadline.total_seconds(),
+            issuer=issuer,
+            on_progress=_counting(),
+        )
+        _note_restarts(rotation, cluster, phase, "control plane", report)
+
+
+def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
+    """Restart every workload with a proxy that does not hold the phase's roots, under its disruption budgets.
+
+    Raises:
+        GateTimedOut: Some did not end in time; names them.
+    """
+    with audited_step(f"restart-data-plane/{phase.value}/{cluster}"):
+        watcher().step("restart workloads", cluster)
+        report = rotation.systems[cluster].restart_data_plane(
+            _wanted_roots(rotation, phase),
+            _stamp(rotation, phase),
+            seconds=rotation.domain.policy.restart_deadline.total_seconds(),
+            parallel=rotation.domain.policy.parallel_restarts,
+            on_progress=_counting(),
+        )
+        _note_restarts(rotation, cluster, phase, "workloads", report)
+
+
+def back_up_issuer(rotation: Rotation, cluster: str) -> None:
+    """Keep the present issuer in the vault, once per rotation: the way back, and the refusal probe's key."""
+    with audited_step(f"back-up-issuer/{cluster}"):
+        watcher().step("back up issuer", cluster)
+        purpose = f"previous-issuer/{cluster}"
+        tags = {ROTATION_TAG: rotation.id}
+        found = rotation.vault.find(tags, material.secret_name(rotation.domain.name, f"previous-issuer-{cluster}"))
+        if not found:
+            present = rotation.systems[cluster].read_issuer()
+            if present.certificate.fingerprint == rotation.required_target().issuers[cluster].fingerprint:
+                raise GateRefused(
+                    "the issuer was switched, but no backup of the one before it is in the vault",
+                    where=f"cluster {cluster}, vault {rotation.vault.url}",
+                    observed=f"issuer {present.certificate.fingerprint[:16]}, no secret tagged rotation {rotation.id}",
+                    expected="the previous issuer, kept for the way back",
+                    next_command="use the vault that this rotation was begun with (--vault)",
+                )
+            reference = material.back_up_issuer(
+                rotation.vault,
+                domain=rotation.domain.name,
+                rotation=rotation.id,
+                cluster=cluster,
+                present=present,
+            )
+        else:
+            reference = found[-1]
+        entry = f"{reference.name}@{reference.version}"
+        rotation.stores[cluster].update(
+            lambda record: record.model_copy(update={"vault": {**record.vault, purpose: entry}})
+        )
+        rotation.note("issuer-backed-up", {"cluster": cluster, "fingerprint": reference.fingerprint, "vault": entry})
+
+
+def switch_issuer(rotation: Rotation, cluster: str) -> None:
+    """Make the cluster's issuer the new one, after every live peer was seen to trust it.
+
+    Raises:
+        GateRefused: A live peer or the control plane does not trust the new root; nothing was written.
+    """
+    with audited_step(f"switch-issuer/{cluster}"):
+        watcher().step("issuer := new", cluster)
+        target = rotation.required_target()
+        issuer = material.issuer_material(rotation.vault, target.references[f"issuer/{cluster}"])
+        _note_changes(rotation, "issuer-switched", cluster, rotation.systems[cluster].ensure_issuer(issuer))
+
+
+def _wanted_roots(rotation: Rotation, phase: Phase) -> frozenset[str]:
+    only = frozenset({rotation.new_root.fingerprint})
+    return only if phase is Phase.DISTRUST else rotation.old.fingerprints | only
+
+
+def _stamp(rotation: Rotation, phase: Phase) -> str:
+    """Names the wanted state: a workload that carries it was restarted for it and is only waited for."""
+    return f"{rotation.domain.name}/{rotation.id}/{phase.value}/{rotation.new_root.fingerprint[:16]}"
+
+
+def _counting() -> Callable[[Step], None]:
+    """Turns a restart's news into counts of owners, for whoever watches."""
+    seen: dict[Any, bool] = {}
+
+    def tell(step: Step) -> None:
+        seen[step.owner] = seen.get(step.owner, False) or step.done
+        waiting = [str(owner) for owner, done in seen.items() if not done]
+        watcher().count(len(seen) - len(waiting), len(seen), waiting)
+
+    return tell
+
+
+def _note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence[Change]) -> None:
+    for change in changes:
+        rotation.note(
+            kind,
+            {
+                "cluster": cluster,
+                "place": change.place,
+                "before": list(change.before),
+                "after": list(change.after),
+                "written": change.written,
+                "why": change.why,
+                "resource_version": change.version_after,
+            },
+        )
+
+
+def _note_restarts(rotation: Rotation, cluster: str, phase: Phase, what: str, report: RestartReport) -> None:
+    for skipped in report.skipped:
+        watcher().note(f"{skipped.owner} was not restarted: {skipped.reason}")
+    rotation.note(
+        "restarted",
+        {
+            "cluster": cluster,
+            "phase": phase.value,
+            "what": what,
+            "owners": [str(item.owner) for item in report.restarted],
+            "skipped": [f"{item.owner}: {item.reason}" for item in report.skipped],
+        },
+    )

@@ -1,0 +1,147 @@
+"""The key material of one rotation: minted once into the vault, met again there by every later run.
+
+Only this module and the refusal probe hold private keys, each inside one call.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from capstan.errors import InvalidCertificate
+from capstan.pki.bundle import Bundle
+from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
+from capstan.pki.verify import verify_issuer
+from capstan.systems.base import IssuerMaterial
+from capstan.vaults.base import ROTATION_TAG, Reference, Vault
+from capstan.vaults.material import Material
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from capstan.config import RotationPolicy
+    from capstan.pki.inspect import Certificate
+
+_GENERATION = re.compile(r" G[1-9][0-9]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a rotation goes: public certificates only.
+
+    Attributes:
+        root: The new root.
+        issuers: Cluster name -> its new issuer.
+        references: Vault entries, by purpose (`root`, `issuer/CLUSTER`).
+    """
+
+    root: Certificate
+    issuers: Mapping[str, Certificate]
+    references: Mapping[str, Reference]
+
+
+def secret_name(domain: str, purpose: str) -> str:
+    """Name of a vault secret: letters, digits and hyphens, as Key Vault demands."""
+    return f"capstan-{domain}-{purpose}".replace("/", "-")
+
+
+def root_policy(current: Certificate, policy: RotationPolicy) -> RootPolicy:
+    """How the next root looks: the present one's name, with a generation that makes it distinct."""
+    return RootPolicy(
+        common_name=_GENERATION.sub("", current.common_name),
+        validity=policy.root_validity,
+        algorithm=policy.root_algorithm,
+    )
+
+
+def mint_target(
+    vault: Vault,
+    *,
+    domain: str,
+    rotation: str,
+    old: Bundle,
+    issuers: Mapping[str, Certificate],
+    policy: RotationPolicy,
+    now: datetime,
+) -> Target:
+    """The new root and one new issuer per cluster, from the vault; minted there if this rotation has none yet.
+
+    Args:
+        old: The roots to be replaced; the first self-signed one that the issuers chain to gives the name.
+        issuers: Cluster name -> its present issuer, whose name the new one keeps.
+
+    Raises:
+        VerificationFailed: A verifier refuses what was minted (or what the vault held).
+        Permanent, Retryable: As the vault.
+    """
+    tags = {ROTATION_TAG: rotation, "capstan-domain": domain}
+    shape = root_policy(_present_root(old, issuers), policy)
+    root_reference = vault.ensure(
+        secret_name(domain, "root"), _minter(lambda: mint_root(shape, shape.next_generation(old), now)), tags
+    )
+    root = minted(vault.get(root_reference), str(root_reference))
+    references = {"root": root_reference}
+    new_issuers: dict[str, Certificate] = {}
+    for cluster, present in issuers.items():
+        issuer_shape = IssuerPolicy(common_name=present.common_name, validity=policy.issuer_validity)
+        reference = vault.ensure(
+            secret_name(domain, f"issuer-{cluster}"), _minter(partial(mint_issuer, issuer_shape, root, now)), tags
+        )
+        issuer = minted(vault.get(reference), str(reference))
+        verify_issuer(issuer.certificate, [root.certificate], now)
+        references[f"issuer/{cluster}"] = reference
+        new_issuers[cluster] = issuer.certificate
+    return Target(root.certificate, new_issuers, references)
+
+
+def back_up_issuer(vault: Vault, *, domain: str, rotation: str, cluster: str, present: IssuerMaterial) -> Reference:
+    """Keep a cluster's present issuer, once per rotation: the way back, and the key of the refusal probe.
+
+    Raises:
+        Permanent, Retryable: As the vault.
+    """
+    return vault.ensure(
+        secret_name(domain, f"previous-issuer-{cluster}"),
+        lambda: Material(present.chain_pem(), present.key.pem().decode("ascii"), where=f"issuer of {cluster}"),
+        {ROTATION_TAG: rotation, "capstan-domain": domain},
+    )
+
+
+def issuer_material(vault: Vault, reference: Reference) -> IssuerMaterial:
+    """An issuer with its key, to be written into the cluster.
+
+    Raises:
+        NotFound, InvalidInput, Retryable: As the vault.
+    """
+    return IssuerMaterial.of(minted(vault.get(reference), str(reference)))
+
+
+def minted(material: Material, where: str) -> Minted:
+    """A vault entry as certificate and key; of a chain, the first certificate is the key's."""
+    first = Bundle.parse(material.certificate_pem, where)
+    return Minted.parse(next(iter(first)).pem(), material.unsafe_private_key_pem(), where)
+
+
+def _minter(mint: Callable[[], Minted]) -> Callable[[], Material]:
+    def make() -> Material:
+        new = mint()
+        return Material(new.certificate.pem(), new.key.pem().decode("ascii"))
+
+    return make
+
+
+def _present_root(old: Bundle, issuers: Mapping[str, Certificate]) -> Certificate:
+    """The root that signs now; its name is the one to continue."""
+    for issuer in issuers.values():
+        for root in old:
+            if issuer.signed_by(root) or issuer.fingerprint == root.fingerprint:
+                return root
+    raise InvalidCertificate(
+        "no present issuer chains to a root of the bundle",
+        observed=f"issuers {', '.join(c.fingerprint[:16] for c in issuers.values())}",
+        expected=f"one of the roots {', '.join(root.fingerprint[:16] for root in old)}",
+        next_command="capstan check",
+    )

@@ -1,0 +1,94 @@
+"""Linkerd's trust anchor and issuer, held by Helm, the CLI or plain objects: rotated without dropping a handshake.
+
+Follows Linkerd's "Manually rotating control plane TLS credentials", in its order; what we do more is marked (+).
+Why each barrier stands where it does: docs/linkerd.md, and `capstan.trust.explore`, which proves the order.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from capstan.config import TrustDomain
+from capstan.rotation import Outcome, Rotation, open_rotation
+from capstan.trust.phase import Phase
+from flows.approval import approved
+from tasks import steps
+
+
+@flow(
+    name="linkerd-trust-anchor",
+    flow_run_name="{domain.name}: rotate trust anchor",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None) -> Outcome:
+    """Rotate the trust anchor and the issuer of one trust domain.
+
+    Killed anywhere and run again, it goes on from where the certificates say it is.
+
+    Args:
+        domain: The trust domain: its clusters, control plane, vault and policy.
+        rotation: Id of this rotation; an unfinished one is gone on with, else a new one is named after today.
+    """
+    with open_rotation(domain, rotation) as opened:
+        prepare(opened)
+        if steps.locate(opened).number <= Phase.TRUST.number:
+            trust(opened)
+        if steps.locate(opened) is Phase.ISSUE:
+            issue(opened)
+        distrust(opened)
+        steps.finish(opened)
+        return opened.outcome()
+
+
+def prepare(rotation: Rotation) -> None:
+    """Read the current anchor; generate the new one, and an issuer under it. Nothing in the cluster changes."""
+    with rotation.phase(Phase.PREPARE):
+        steps.preflight(rotation)  # (+) refuse to begin on a mesh that is not healthy
+        steps.mint(rotation)  # (+) into the vault, once per rotation; two verifiers must agree
+        steps.await_gate(rotation, Phase.PREPARE)  # (+) every live proxy can be read, and everyone trusts everyone
+
+
+def trust(rotation: Rotation) -> None:
+    """Bundle the new anchor with the old one, and restart the control plane and every meshed workload."""
+    with rotation.phase(Phase.TRUST):
+        steps.await_gate(rotation, Phase.TRUST)
+        approved(rotation, Phase.TRUST)
+        for cluster in rotation.systems:
+            steps.widen_bundle(rotation, cluster)
+        for cluster in rotation.systems:
+            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
+            steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        # (+) the documented procedure trusts the restart; we ask every proxy what it holds.
+        steps.await_gate(rotation, Phase.ISSUE)
+
+
+def issue(rotation: Rotation) -> None:
+    """Replace the issuer, and wait until nobody presents a leaf of the old one."""
+    with rotation.phase(Phase.ISSUE):
+        steps.await_gate(rotation, Phase.ISSUE)
+        approved(rotation, Phase.ISSUE)
+        for cluster in rotation.systems:
+            steps.back_up_issuer(rotation, cluster)  # (+) the way back
+            steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy would not trust it
+            # (+) identity's Events can be lost and its watcher can die: restart it, and see what each replica signs.
+            steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
+        # Instead of the documented second restart of every workload: leaves renew by themselves at 70 % of their life.
+        steps.await_gate(rotation, Phase.DISTRUST)
+
+
+def distrust(rotation: Rotation) -> None:
+    """Remove the old anchor from the bundle, and restart the control plane and every meshed workload."""
+    with rotation.phase(Phase.DISTRUST):
+        if steps.locate(rotation) is not Phase.DONE:
+            steps.await_gate(rotation, Phase.DISTRUST)
+            approved(rotation, Phase.DISTRUST)
+            for cluster in rotation.systems:
+                steps.narrow_bundle(rotation, cluster)
+            for cluster in rotation.systems:
+                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
+                steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
+        steps.await_convergence(rotation)
+        steps.prove_refusal(rotation)  # (+) a leaf of the old root is refused by every live proxy
+        steps.await_gate(rotation, Phase.DONE)

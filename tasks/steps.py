@@ -1,0 +1,65 @@
+"""One Prefect task per step of a rotation: retries around one call of the domain, and nothing else.
+
+Tasks take the open rotation itself: it is an opaque object of this process, never stored, hashed or logged by Prefect.
+Results are not persisted and nothing is cached: every step observes before it acts, so running it again is always
+right, and no result may ever hold key material.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from capstan.errors import Retryable
+from capstan.rotation import Rotation, changing, preparing, proving, waiting
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Seconds before each further try. Together they outlast an API server's restart and a Lease's hand-over.
+RETRY_DELAYS = [1.0, 2.0, 5.0, 10.0, 20.0, 30.0]
+
+
+def _may_succeed_later(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Prefect asks this before each retry: only errors that say so of themselves are worth one."""
+    outcome = state.result(raise_on_failure=False)
+    return isinstance(outcome, Retryable)
+
+
+def _step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        return Task(
+            function,
+            name=name,
+            retries=len(RETRY_DELAYS),
+            retry_delay_seconds=RETRY_DELAYS,
+            retry_condition_fn=_may_succeed_later,
+            persist_result=False,
+            cache_policy=NO_CACHE,
+            log_prints=False,
+        )
+
+    return decorate
+
+
+locate = _step("locate the phase")(Rotation.locate)
+
+preflight = _step("preflight checks")(preparing.preflight)
+mint = _step("mint root and issuers into the vault")(preparing.mint)
+
+widen_bundle = _step("bundle := old + new")(changing.widen_bundle)
+narrow_bundle = _step("bundle := new")(changing.narrow_bundle)
+restart_control_plane = _step("restart control plane")(changing.restart_control_plane)
+restart_data_plane = _step("restart workloads")(changing.restart_data_plane)
+
+back_up_issuer = _step("back up issuer")(changing.back_up_issuer)
+switch_issuer = _step("issuer := new")(changing.switch_issuer)
+
+await_gate = _step("await gate")(waiting.await_gate)
+await_convergence = _step("await convergence")(waiting.await_convergence)
+prove_refusal = _step("prove that the old root is refused")(proving.prove_refusal)
+finish = _step("finish")(proving.finish)
