@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .kinds import Registry
-from .store import Store, dumps
+from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .access import Access
     from .kinds import KindInfo
     from .request import Request
-    from .store import Stored
     from .users import User
 
 NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -101,52 +100,6 @@ class Api:
     def random_suffix(self) -> str:
         """The five letters which generateName appends (no vowels, no look-alikes)."""
         return "".join(self.rng.choice(NAME_LETTERS) for _ in range(5))
-
-
-def ordered(obj: dict[str, Any], kind: KindInfo) -> dict[str, Any]:
-    """The object with kind, apiVersion and metadata in front, so that their JSON prefix is the same for a kind."""
-    out: dict[str, Any] = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": obj.get("metadata") or {}}
-    for key, value in obj.items():
-        if key not in out:
-            out[key] = value
-    return out
-
-
-def convert(obj: dict[str, Any], kind: KindInfo) -> dict[str, Any]:
-    """A stored object in the version `kind` serves; the object itself when it is stored that way."""
-    if obj.get("apiVersion") == kind.api_version:
-        return obj
-    if kind.stored_as == "events":
-        from .events import to_events_v1
-
-        return to_events_v1(obj)
-    return {**obj, "apiVersion": kind.api_version}
-
-
-def render(stored: Stored, kind: KindInfo) -> bytes:
-    """JSON of a single object as a GET or a watch shows it."""
-    if stored.obj.get("apiVersion") == kind.api_version:
-        return stored.raw
-    return stored.variant(kind.api_version, lambda obj: convert(obj, kind))
-
-
-def list_item(stored: Stored, kind: KindInfo, prefix: bytes) -> bytes:
-    """JSON of an object as an item of a list: those of built-in kinds carry neither kind nor apiVersion."""
-    raw = render(stored, kind)
-    return raw if kind.custom else b"{" + raw[len(prefix) :]
-
-
-def item_prefix(kind: KindInfo) -> bytes:
-    return dumps({"kind": kind.kind, "apiVersion": kind.api_version})[:-1] + b","
-
-
-def partial(obj: dict[str, Any], version: str = "v1") -> dict[str, Any]:
-    """PartialObjectMetadata."""
-    return {
-        "kind": "PartialObjectMetadata",
-        "apiVersion": f"meta.k8s.io/{version}",
-        "metadata": obj["metadata"],
-    }
 
 
 def manager_of(request: Request) -> str:

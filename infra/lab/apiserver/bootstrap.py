@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .api import ordered
 from .certificates import SERVICE_IP
+from .objects import canonical
 
 if TYPE_CHECKING:
     from .api import Api
@@ -55,9 +55,16 @@ def create_defaults(api: Api) -> None:
     )
 
 
-def ensure_client_ca(api: Api, ca_pem: str) -> None:
+def ensure_client_ca(api: Api, ca_pem: str, front_proxy_ca_pem: str) -> None:
     """ConfigMap kube-system/extension-apiserver-authentication: how extension servers learn whom to trust."""
-    data = {"client-ca-file": ca_pem}
+    data = {
+        "client-ca-file": ca_pem,
+        "requestheader-allowed-names": '["front-proxy-client"]',
+        "requestheader-client-ca-file": front_proxy_ca_pem,
+        "requestheader-extra-headers-prefix": '["X-Remote-Extra-"]',
+        "requestheader-group-headers": '["X-Remote-Group"]',
+        "requestheader-username-headers": '["X-Remote-User"]',
+    }
     metadata = {"name": "extension-apiserver-authentication", "namespace": "kube-system"}
     _ensure(api, "configmaps", {"metadata": metadata, "data": data})
 
@@ -71,4 +78,4 @@ def _ensure(api: Api, resource: str, body: dict[str, Any]) -> None:
     if api.store.get(resource, *key) is not None:
         return
     metadata |= {"uid": api.new_uid(), "creationTimestamp": api.timestamp()}
-    api.store.create(resource, key, ordered(body, kind))
+    api.store.create(resource, key, canonical(body, kind))

@@ -41,6 +41,27 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def _self_signed(common_name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A new CA."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + dt.timedelta(days=365 * _CA_YEARS))
+        .add_extension(x509.BasicConstraints(True, None), True)
+        .add_extension(x509.KeyUsage(True, False, True, False, False, True, False, False, False), True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate, key
+
+
 class ClusterPki:
     """The certificates below ``directory/pki``."""
 
@@ -49,7 +70,9 @@ class ClusterPki:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.ca_certificate = self.directory / "ca.crt"
         self.ca_key = self.directory / "ca.key"
+        self.front_proxy_ca = self.directory / "front-proxy-ca.crt"
         self._load_or_make_ca()
+        self._make_front_proxy_ca()
         names = ["localhost", *CLUSTER_NAMES, "127.0.0.1", SERVICE_IP, host]
         self.serving = self._pair("apiserver", "kube-apiserver", [], names)
         self.kubelet_client = self._pair(
@@ -58,33 +81,22 @@ class ClusterPki:
         self.admin = self._pair("admin", "kubernetes-admin", ["system:masters"])
 
     def _load_or_make_ca(self) -> None:
-        if self.ca_certificate.exists() and self.ca_key.exists():
-            self._ca = x509.load_pem_x509_certificate(self.ca_certificate.read_bytes())
-            key = serialization.load_pem_private_key(self.ca_key.read_bytes(), None)
-            if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise TypeError(f"{self.ca_key} holds no elliptic-curve key")
-            self._key = key
+        if not (self.ca_certificate.exists() and self.ca_key.exists()):
+            certificate, signer = _self_signed("kubernetes")
+            write_private(self.ca_key, _key_pem(signer))
+            self.ca_certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        self._ca = x509.load_pem_x509_certificate(self.ca_certificate.read_bytes())
+        key = serialization.load_pem_private_key(self.ca_key.read_bytes(), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise TypeError(f"{self.ca_key} holds no elliptic-curve key")
+        self._key = key
+
+    def _make_front_proxy_ca(self) -> None:
+        """The CA whose clients may speak for others to extension servers; nobody here holds a certificate of it."""
+        if self.front_proxy_ca.exists():
             return
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
-        now = dt.datetime.now(dt.UTC)
-        identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
-        usage = x509.KeyUsage(True, False, True, False, False, True, False, False, False)
-        self._ca = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(self._key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATE)
-            .not_valid_after(now + dt.timedelta(days=365 * _CA_YEARS))
-            .add_extension(x509.BasicConstraints(True, None), True)
-            .add_extension(usage, True)
-            .add_extension(identifier, False)
-            .sign(self._key, hashes.SHA256())
-        )
-        write_private(self.ca_key, _key_pem(self._key))
-        self.ca_certificate.write_bytes(self._ca.public_bytes(serialization.Encoding.PEM))
+        certificate, _key = _self_signed("front-proxy-ca")
+        self.front_proxy_ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def _pair(
         self, file: str, common_name: str, organizations: list[str], names: list[str] | None = None

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from . import options, status
-from .api import AdmissionAttributes, convert, item_prefix, list_item, timestamp
-from .pending import protobuf
+from . import options, protobuf, status
+from .api import AdmissionAttributes, timestamp
+from .objects import convert, item_prefix, list_item
 from .reading import Selection, join, select, show
 from .request import Response
 from .store import ConflictError, Stored

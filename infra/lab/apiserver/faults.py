@@ -9,7 +9,8 @@ agent and method. Only members of system:masters get in. A rule:
 
 `path` and `userAgent` are regular expressions searched for; `nth` counts matching requests from 1 (default 1), `times`
 is how many are hit from there on (default 1, 0: for ever). ``after`` means after the commit. ``expire`` forgets the
-watch history (of one storage resource or of all) before the request; ``stall`` opens a watch and never sends anything on it.
+watch history (of one storage resource or of all) before the request; ``stall`` opens a watch and never sends anything
+on it.
 """
 
 from __future__ import annotations

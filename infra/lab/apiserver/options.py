@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from . import status
 
-
 if TYPE_CHECKING:
     from .request import Request
     from .status import Cause

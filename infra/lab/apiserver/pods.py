@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import deleting, selectors, status, writing
 from .kinds import KindInfo
+from .objects import canonical
 from .request import Response
 from .store import ConflictError, Stored
 
@@ -54,7 +55,7 @@ async def bind(api: Api, request: Request) -> Response:
     _set_condition(pod, {"type": "PodScheduled", "status": "True", "lastTransitionTime": api.timestamp()})
     if not request.dry_run:
         kind = api.registry.by_resource("pods")
-        api.store.update("pods", stored.key, writing.canonical(pod, kind) if kind else pod, stored.rv)
+        api.store.update("pods", stored.key, canonical(pod, kind) if kind else pod, stored.rv)
     return Response.json(status.success(code=201), 201)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import options, selectors, status, table, yaml_codec
-from .api import convert, item_prefix, list_item, partial, render
 from .negotiation import Accepted, negotiate
+from .objects import convert, item_prefix, list_item, partial, render
 from .request import Response
 from .store import Stored, TooOldError, dumps
 
@@ -194,6 +194,8 @@ async def select(api: Api, request: Request, selection: Selection) -> tuple[list
     if after is not None:
         start = next((i for i, stored in enumerate(items) if stored.key > after), len(items))
     metadata: dict[str, Any] = {"resourceVersion": str(at)}
+    if kind.custom:
+        metadata["continue"] = ""  # lists of custom resources spell it out
     chosen: list[Stored] = []
     if not selection:
         end = start + limit if limit else len(items)

@@ -46,7 +46,9 @@ class ApiServer:
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
         create_defaults(self.api)
-        ensure_client_ca(self.api, self.pki.ca_pem)
+        ensure_client_ca(self.api, self.pki.ca_pem, self.pki.front_proxy_ca.read_text())
+        # What came before the first request is nobody's history.
+        self.api.store.compact()
 
     @property
     def url(self) -> str:

@@ -149,6 +149,7 @@ class Store:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rv = 0
+        self.compacted = 0
         self._resources: dict[str, Resource] = {}
         self._history_events = history_events
         self._history_seconds = history_seconds
@@ -176,12 +177,19 @@ class Store:
         """Current objects in key order; `namespace` "" means all of them."""
         return list(self.resource(resource).in_namespace(namespace))
 
+    def compact(self) -> None:
+        """Forget every version before now, for ever: lists and watches from there get 410 (etcd compaction)."""
+        self.compacted = self.rv
+        self.forget_all()
+
     def objects_at(self, resource: str, namespace: str, rv: int) -> list[Stored]:
         """The objects as they were at version `rv`.
 
         Raises TooOldError when the history does not reach back that far.
         """
         found = self.resource(resource)
+        if rv < self.compacted:
+            raise TooOldError(rv, self.compacted)
         if rv >= self.rv or not found.history or found.history[-1].rv <= rv:
             return self.objects(resource, namespace)
         if rv < found.floor:
@@ -270,8 +278,8 @@ class Store:
         found = self.resource(resource)
         subscription = Subscription(resource)
         if since is not None:
-            if since < found.floor:
-                raise TooOldError(since, found.floor)
+            if since < max(found.floor, self.compacted):
+                raise TooOldError(since, max(found.floor, self.compacted))
             start = len(found.history)
             while start and found.history[start - 1].rv > since:
                 start -= 1

@@ -26,6 +26,7 @@ _SPECIFICATION = {
     "podtemplates": ("template",),
     "priorityclasses.scheduling.k8s.io": (),
 }
+TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
 SERVICE_NETWORK = "10.96"
 
 
@@ -51,8 +52,8 @@ def prepare_create(api: Api, kind: KindInfo, obj: dict[str, Any]) -> None:
             _allocate_cluster_ip(api, obj)
         case "jobs.batch":
             _label_job(obj)
-        case "replicasets.apps" | "replicationcontrollers":
-            obj["status"] = {"replicas": 0}
+        case "daemonsets.apps":
+            metadata.setdefault("annotations", {})[TEMPLATE_GENERATION] = "1"
         case csr.RESOURCE:
             obj["status"] = {}
 
@@ -79,8 +80,19 @@ def prepare_update(kind: KindInfo, obj: dict[str, Any], old: dict[str, Any], sub
         metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata["name"]
     if kind.storage == "services":
         _keep_cluster_ip(obj, old)
+    if kind.storage == "daemonsets.apps":
+        _count_template(obj, old)
     if (kind.generation or kind.custom) and specification_changed(kind, obj, old):
         metadata["generation"] = before.get("generation", 0) + 1
+
+
+def _count_template(obj: dict[str, Any], old: dict[str, Any]) -> None:
+    """DaemonSets count changes of their template in an annotation, left from older API versions."""
+    count = int((old["metadata"].get("annotations") or {}).get(TEMPLATE_GENERATION, "1"))
+    if (obj.get("spec") or {}).get("template") != (old.get("spec") or {}).get("template"):
+        count += 1
+    annotations = obj["metadata"].get("annotations") or {}
+    obj["metadata"]["annotations"] = {**annotations, TEMPLATE_GENERATION: str(count)}
 
 
 def _prepare_status(kind: KindInfo, obj: dict[str, Any], old: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from .api import convert, partial
+from .objects import convert, partial
 from .store import Stored, dumps
 
 if TYPE_CHECKING:

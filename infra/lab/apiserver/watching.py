@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from . import options, status, table
-from .api import partial, render
 from .negotiation import Accepted, negotiate
+from .objects import partial, render
 from .reading import Selection
 from .request import Response
 from .store import Stored, Subscription, TooOldError, dumps

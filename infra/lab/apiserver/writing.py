@@ -10,21 +10,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from . import (
-    defaults,
-    deleting,
-    events,
-    fieldvalidation,
-    options,
-    patch,
-    schema,
-    schema_codec,
-    status,
-    strategy,
-    yaml_codec,
-)
-from .api import AdmissionAttributes, convert, manager_of, ordered
-from .pending import apply, protobuf, validation
+from . import apply, defaults, deleting, fieldvalidation, options, patch, protobuf, status, strategy, yaml_codec
+from .api import AdmissionAttributes, manager_of
+from .objects import canonical, convert, stored_form
+from .pending import validation
 from .reading import show
 from .store import ConflictError, Stored
 
@@ -65,19 +54,6 @@ def decode(request: Request, kind: KindInfo) -> JSON:
     return obj
 
 
-def stored_form(obj: JSON, kind: KindInfo) -> JSON:
-    """The object in the version it is stored in."""
-    if kind.stored_as == "events" and obj.get("apiVersion") == kind.api_version:
-        return events.to_core(obj)
-    return obj
-
-
-def canonical(obj: JSON, kind: KindInfo) -> JSON:
-    """The object as a typed server would write it back: known order of fields, empty structures spelled out."""
-    struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
-    return ordered(schema_codec.normalise(struct, obj) if struct else obj, kind)
-
-
 def check_namespace(request: Request, kind: KindInfo, obj: JSON) -> None:
     """Namespaces of URL and object must agree; an empty one is filled in."""
     metadata = obj.setdefault("metadata", {})
@@ -109,9 +85,9 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
     metadata = obj["metadata"]
     if metadata.get("resourceVersion"):
         raise status.plain_error("resourceVersion should not be set on objects to be created")
+    defaults.apply_defaults(kind, obj)
     if not applied:
         apply.track_update(kind, None, obj, manager_of(request), "Update", "", api.now())
-    defaults.apply_defaults(kind, obj)
     attributes = AdmissionAttributes(
         request,
         kind,
@@ -194,8 +170,8 @@ async def update(api: Api, request: Request, subresource: str = "") -> Response:
         stored = await create_object(api, request, kind, obj)
         return show(api, stored, kind, request, code=201)
     if not wanted and not kind.unconditional_update:
-        cause = status.invalid_value("metadata.resourceVersion", "0x0", "must be specified for an update")
-        raise status.invalid(kind.kind, info.name, [cause], kind.group)
+        cause = status.invalid_value("metadata.resourceVersion", "0", "must be specified for an update")
+        raise status.invalid(kind.plural, info.name, [cause], kind.group)
     stored = await change(api, request, kind, replace, subresource, "Update", wanted)
     return show(api, stored, kind, request)
 
@@ -301,7 +277,7 @@ async def _change_once(
 ) -> Stored:
     _check_identity(request, kind, obj)
     metadata, before = obj["metadata"], old["metadata"]
-    if metadata.get("uid") and metadata["uid"] != before.get("uid"):
+    if operation == "Update" and metadata.get("uid") and metadata["uid"] != before.get("uid"):
         raise _other_uid(kind, request.info.namespace, request.info.name, metadata["uid"], before["uid"])
     if not wanted and operation == "Patch":
         given = metadata.get("resourceVersion") or ""
