@@ -39,10 +39,11 @@ class Planner:
             ),
         ]  # fmt: skip
         back = "old issuer is written again; old and new are both trusted until the bundles are narrowed"
-        renew_by_restart = self.restarts(Phase.ISSUE, back, self.presents_old)
+        control_plane, data_plane = self.restarts(Phase.ISSUE, back, self.may_sign_old)
         issue = [
             self.step(StepKind.SWITCH_ISSUER, Phase.ISSUE, "every issuer := new", back, self.issues_old),
-            *(renew_by_restart if self.policy.renewal is LeafRenewal.RESTART else ()),
+            control_plane,
+            *((data_plane,) if self.policy.renewal is LeafRenewal.RESTART else ()),
             self.step(
                 StepKind.AWAIT_LEAVES, Phase.ISSUE, "nothing; waits until every live leaf chains to new",
                 "nothing to reverse", self.issue_open,
@@ -133,6 +134,16 @@ class Planner:
 
     def issues_old(self, cluster: ClusterObservation) -> bool:
         return cluster.issuer is None or self.new not in cluster.issuer.anchors
+
+    def may_sign_old(self, cluster: ClusterObservation, role: Role) -> bool:
+        """What a signer has in memory cannot be read: it may miss the new issuer, or one written back (a roll-back).
+
+        Leaves prove what it had when it signed them, not what it has now. So the control plane is restarted after
+        every switch, and no observation makes that restart superfluous until the bundle no longer holds an old root.
+        """
+        if role is Role.CONTROL_PLANE:
+            return cluster.bundle != self.only
+        return self.presents_old(cluster, role)
 
     def presents_old(self, cluster: ClusterObservation, role: Role) -> bool:
         return any(

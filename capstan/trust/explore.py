@@ -1,0 +1,243 @@
+"""Exhaustive exploration: every interleaving of a procedure with everything that may happen meanwhile.
+
+The procedure is judged through the product's own eyes: its gates are `gates.may_enter` on what an adapter would
+observe, what it skips on a second run is what `plan` marks done, and its way back is the plan with the roots exchanged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from capstan.trust.gates import may_enter, may_probe
+from capstan.trust.model import NEW, NOW, OLD, Broken, Domain, Root, State
+from capstan.trust.phase import Phase
+from capstan.trust.plan import plan
+from capstan.trust.procedure import Move, Procedure
+from capstan.trust.steps import StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from capstan.trust.observation import Observation
+
+_Target = tuple[int, int]
+
+
+class Node(NamedTuple):
+    """A state of the domain together with where the procedure stands in it.
+
+    Attributes:
+        back: The procedure runs from new to old.
+        position: Index of the next move; past the last one the procedure has ended.
+        touched: What the move at `position` has acted on: (cluster, peer), or (cluster, -1) for a write.
+    """
+
+    state: State
+    back: bool
+    position: int
+    touched: frozenset[_Target]
+
+
+@dataclass(frozen=True, slots=True)
+class Counterexample:
+    """A shortest way into a failure.
+
+    Attributes:
+        events: What happened, in order.
+        reason: What then failed.
+    """
+
+    events: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        width = len(str(len(self.events)))
+        lines = [f"{number:>{width}}. {event}" for number, event in enumerate(self.events, 1)]
+        return "\n".join([*lines, f"{' ' * width}  BROKEN: {self.reason}"])
+
+
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """What an exploration found.
+
+    Attributes:
+        states: Distinct states of domain and procedure that were visited.
+        finished: Whether the procedure can end with everybody on the new root alone.
+        dead_ends: States from which it can no longer end that way, whatever happens.
+        counterexample: A shortest way into a failure; None if there is none.
+    """
+
+    states: int
+    finished: bool
+    dead_ends: int
+    counterexample: Counterexample | None
+
+    @property
+    def safe(self) -> bool:
+        """Whether no interleaving breaks the domain."""
+        return self.counterexample is None
+
+
+def shipped(domain: Domain) -> Procedure:
+    """The procedure that `plan` ships for this domain."""
+    return Procedure.of(plan(domain.observe(domain.start()), frozenset({OLD}), NEW))
+
+
+def explore(domain: Domain, procedure: Procedure) -> Explored:
+    """Visit every reachable state, breadth first, until one is broken or none is left."""
+    return _Explorer(domain, procedure).run()
+
+
+class _Explorer:
+    def __init__(self, domain: Domain, procedure: Procedure) -> None:
+        self.domain = domain
+        self.procedure = procedure
+        self.names = {name: index for index, (name, _) in enumerate(domain.clusters)}
+        self.open: dict[tuple[State, bool, Phase, tuple[str, ...]], bool] = {}
+        self.done: dict[tuple[State, bool], frozenset[str]] = {}
+        self.sound: set[State] = set()
+
+    def run(self) -> Explored:
+        start = Node(self.domain.start(), back=False, position=0, touched=frozenset())
+        came_from: dict[Node, tuple[Node, str] | None] = {start: None}
+        before: dict[Node, list[Node]] = {start: []}
+        ends: list[Node] = []
+        queue = deque([start])
+        while queue:
+            node = queue.popleft()
+            if self.at_goal(node):
+                ends.append(node)
+            for event, after in self.events(node):
+                if isinstance(after, Broken):
+                    return self.failed(came_from, node, event, after)
+                if after in before:
+                    before[after].append(node)
+                    continue
+                came_from[after] = (node, event)
+                before[after] = [node]
+                if after.state not in self.sound:
+                    if broken := self.domain.broken(after.state):
+                        return self.failed(came_from, node, event, broken)
+                    self.sound.add(after.state)
+                queue.append(after)
+        return Explored(len(before), bool(ends), len(before) - len(_leading_to(ends, before)), None)
+
+    def at_goal(self, node: Node) -> bool:
+        if node.back or node.position < len(self.procedure.moves):
+            return False
+        only = frozenset({NEW})
+        return all(
+            cluster.bundle == only and all(peer.trusts == only and peer.leaf == NEW for peer in cluster.peers)
+            for cluster in node.state
+        )
+
+    def events(self, node: Node) -> Iterator[tuple[str, Node | Broken]]:
+        """Everything that may come next: by itself, by the procedure, by killing it, by turning it round."""
+        for event, after in self.domain.happens(node.state):
+            yield event, after if isinstance(after, Broken) else node._replace(state=after)
+        yield from self.moves(node)
+        if self.procedure.resumable:
+            if node.position or node.touched:
+                yield "the procedure is killed and run again", node._replace(position=0, touched=frozenset())
+            turned = "the rotation is rolled back" if not node.back else "the roll-back is given up"
+            yield turned, node._replace(back=not node.back, position=0, touched=frozenset())
+
+    def moves(self, node: Node) -> Iterator[tuple[str, Node | Broken]]:
+        if node.position == len(self.procedure.moves):
+            return
+        move = self.procedure.moves[node.position]
+        done = node._replace(position=node.position + 1, touched=frozenset())
+        label = f"[{move.step}{', back' if node.back else ''}]"
+        if self.procedure.resumable and not node.touched and move.step in self.already(node):
+            yield f"{label} is already true", done
+        if move.gate is not None and not node.touched and not self.may_pass(node, move, move.gate):
+            return
+        targets = self.targets(node.state, move)
+        if not targets - node.touched:
+            yield f"{label} complete", done
+            return
+        for target in sorted(targets - node.touched):
+            event, after = self.act(node, move, target)
+            if isinstance(after, Broken):
+                yield f"{label} {event}", after
+            else:
+                yield f"{label} {event}", node._replace(state=after, touched=node.touched | {target})
+
+    def targets(self, state: State, move: Move) -> frozenset[_Target]:
+        clusters = [self.names[name] for name in move.clusters]
+        match move.kind:
+            case StepKind.WIDEN_BUNDLE | StepKind.SWITCH_ISSUER | StepKind.NARROW_BUNDLE:
+                return frozenset((c, -1) for c in clusters)
+            case StepKind.RESTART_CONTROL_PLANE:
+                return frozenset((c, 0) for c in clusters)
+            case StepKind.RESTART_DATA_PLANE:
+                return frozenset((c, p) for c in clusters for p in range(1, len(state[c].peers)))
+            case _:
+                return frozenset()
+
+    def act(self, node: Node, move: Move, target: _Target) -> tuple[str, State | Broken]:
+        c, p = target
+        name = self.domain.clusters[c][0]
+        _, new = _roots(node.back)
+        match move.kind:
+            case StepKind.WIDEN_BUNDLE:
+                return f"{name}: bundle := old+new", self.domain.write_bundle(node.state, c, frozenset({OLD, NEW}))
+            case StepKind.NARROW_BUNDLE:
+                return f"{name}: bundle := {new}", self.domain.write_bundle(node.state, c, frozenset({new}))
+            case StepKind.SWITCH_ISSUER:
+                return f"{name}: issuer := {new}", self.domain.write_issuer(node.state, c, new)
+            case _:
+                return f"restarts {self.domain.peer_name(c, p)}", self.domain.restart(node.state, c, p)
+
+    def may_pass(self, node: Node, move: Move, gate: Phase) -> bool:
+        key = (node.state, node.back, gate, move.clusters)
+        if key not in self.open:
+            seen = _restricted(self.domain.observe(node.state), move.clusters)
+            old, new = _roots(node.back)
+            judge = may_probe if gate is Phase.DONE else None
+            found = (
+                judge(seen, frozenset({old}), new, NOW) if judge else may_enter(gate, seen, frozenset({old}), new, NOW)
+            )
+            self.open[key] = found.open
+        return self.open[key]
+
+    def already(self, node: Node) -> frozenset[str]:
+        """Names of the steps that a plan made now would mark done."""
+        key = (node.state, node.back)
+        if key not in self.done:
+            old, new = _roots(node.back)
+            found = plan(self.domain.observe(node.state), frozenset({old}), new)
+            self.done[key] = frozenset(step.name for step in found.steps if step.done)
+        return self.done[key]
+
+    @staticmethod
+    def failed(came_from: dict[Node, tuple[Node, str] | None], node: Node, last: str, broken: Broken) -> Explored:
+        events = [last]
+        step = came_from[node]
+        while step is not None:
+            events.append(step[1])
+            step = came_from[step[0]]
+        found = Counterexample(tuple(reversed(events)), broken.reason)
+        return Explored(len(came_from), finished=False, dead_ends=0, counterexample=found)
+
+
+def _roots(back: bool) -> tuple[Root, Root]:
+    return (NEW, OLD) if back else (OLD, NEW)
+
+
+def _restricted(observation: Observation, clusters: tuple[str, ...]) -> Observation:
+    """What a procedure sees that looks at these clusters only."""
+    return replace(observation, clusters=tuple(c for c in observation.clusters if c.name in clusters))
+
+
+def _leading_to(ends: list[Node], before: dict[Node, list[Node]]) -> set[Node]:
+    found = set(ends)
+    queue = deque(ends)
+    while queue:
+        for earlier in before[queue.popleft()]:
+            if earlier not in found:
+                found.add(earlier)
+                queue.append(earlier)
+    return found
