@@ -44,7 +44,8 @@ def _anchors(view: View, now: datetime) -> Iterable[CheckResult]:
     roots = tuple(view.bundle)
     yield _each(
         IDENTITY, "trust anchors are using supported crypto algorithm",
-        "l5d-identity-trustAnchors-use-supported-crypto", Severity.FATAL, roots, lambda root: _unsupported(root_findings(root, now)),
+        "l5d-identity-trustAnchors-use-supported-crypto", Severity.FATAL, roots,
+        lambda root: _unsupported(root_findings(root, now)),
     )  # fmt: skip
     yield _each(
         IDENTITY, "trust anchors are within their validity period", "l5d-identity-trustAnchors-are-time-valid",

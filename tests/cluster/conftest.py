@@ -1,0 +1,85 @@
+"""An API server of the lab in a thread of its own, and a Cluster connected to it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import threading
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from capstan.cluster.client import Cluster
+from capstan.cluster.resources import NAMESPACES
+from infra.lab.apiserver import ApiServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Running:
+    """The server, and the faults a test may ask of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="lab api server", daemon=True)
+        self.thread.start()
+        self.server = self.call(self._start(directory))
+
+    async def _start(self, directory: Path) -> ApiServer:
+        server = ApiServer(directory)
+        await server.start()
+        return server
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def connect(self, **options) -> Cluster:
+        return Cluster.connect(kubeconfig=self.server.kubeconfig, name="test", **options)
+
+    def stop(self) -> None:
+        self.call(self.server.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+        self.loop.close()
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("apiserver"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def faults(running):
+    """Adds fault rules; all are gone after the test."""
+    cluster = running.connect()
+    configuration = cluster.configuration
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    with httpx.Client(base_url=running.server.url, verify=context) as admin:
+
+        def add(**rule) -> None:
+            admin.post("/lab/faults", json=rule).raise_for_status()
+
+        yield add
+        admin.delete("/lab/faults").raise_for_status()
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(running) -> Iterator[Cluster]:
+    cluster = running.connect()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def namespace(cluster) -> str:
+    name = f"t-{secrets.token_hex(4)}"
+    cluster.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    return name
