@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
@@ -59,9 +59,13 @@ class Signer:
     def __repr__(self) -> str:
         return "<Signer: key not shown>"
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # TypeError is what pickle and copy document for values that cannot be pickled.
-        raise TypeError("a Signer holds a private key and is never pickled or copied")
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise InvalidInput(
+            "a signer holds a private key and is never pickled",
+            where=repr(self),
+            observed=f"pickle protocol {protocol}",
+            expected="the name of its key in the vault",
+        )
 
 
 def mint_signing_key() -> Material:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import stat
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from capstan.errors import Conflict, Denied
+from capstan.errors import Conflict, Denied, Retryable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-TEMPORARY_PREFIX = ".incomplete-"
-"""Files a crash left half-written; ignored by readers, removed by the next holder of the lock."""
+_MARK = ".incomplete-"  # in names of files being written; a crash leaves them, readers ignore them
 
 
 def private_directory(path: Path) -> None:
@@ -63,23 +63,38 @@ def refuse_if_open_to_others(path: Path, status: os.stat_result, wanted: int) ->
         )
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put `data` at `path` so that a reader, or a crash, sees all of it or nothing, and it survives power loss.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, mode 0600, so that a reader, or a crash, sees all of it or nothing; survives power loss.
 
     The caller holds the directory's lock.
     """
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    temporary = _written_beside(path, data)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     sync_directory(path.parent)
+
+
+def create_atomically(path: Path, data: bytes) -> None:
+    """As `write_atomically`, but what is already at `path` stays; needs no lock."""
+    temporary = _written_beside(path, data)
+    try:
+        with suppress(FileExistsError, FileNotFoundError):  # the latter: whoever was faster has tidied up already
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def _written_beside(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}{_MARK}{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
 
 
 def sync_directory(path: Path) -> None:
@@ -91,10 +106,37 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_incomplete(directory: Path) -> None:
-    """Remove what a crash left half-written. The caller holds the directory's lock."""
-    for leftover in directory.rglob(f"{TEMPORARY_PREFIX}*"):
+def remove_incomplete(directory: Path, name: str = "") -> None:
+    """Remove what a crash left half-written: of the file `name` in `directory`, or of any file in the whole tree.
+
+    The caller holds the lock under which such files are written.
+    """
+    if name:
+        leftovers = [path for path in directory.iterdir() if path.name.startswith(f".{name}{_MARK}")]
+    else:
+        leftovers = [path for path in directory.rglob(".*") if _MARK in path.name]
+    for leftover in leftovers:
         leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def file_errors(where: str) -> Iterator[None]:
+    """Errors of the operating system in the enclosed calls become ours.
+
+    Raises:
+        Denied: Access, or a read-only file system.
+        Retryable: No space, too many open files, an I/O error: the next try may succeed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Denied(
+                "the file system refuses access", where=where, observed=str(error), expected="a directory of our own"
+            ) from error
+        raise Retryable(
+            "the file system failed", where=where, observed=str(error), expected="space and a sound disk", delay=10.0
+        ) from error
 
 
 @contextmanager

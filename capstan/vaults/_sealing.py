@@ -11,7 +11,7 @@ import hmac
 import json
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from capstan.errors import Denied, InvalidInput
-from capstan.vaults._files import private_directory, refuse_if_open_to_others, write_atomically
+from capstan.vaults._files import create_atomically, private_directory, refuse_if_open_to_others, remove_incomplete
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,8 +86,8 @@ class Sealer:
     def __repr__(self) -> str:
         return "<Sealer: keys not shown>"
 
-    def __reduce_ex__(self, protocol: object) -> str:
-        raise TypeError("a Sealer holds keys and is never pickled or copied")
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise InvalidInput("a sealer holds keys and is never pickled", observed=f"pickle protocol {protocol}")
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
@@ -137,7 +137,8 @@ def master_from_file(path: Path, *, create: bool) -> bytes:
             )
         if not path.parent.exists():
             private_directory(path.parent)
-        write_atomically(path, os.urandom(_KEY_BYTES).hex().encode() + b"\n")
+        create_atomically(path, os.urandom(_KEY_BYTES).hex().encode() + b"\n")
+    remove_incomplete(path.parent, path.name)
     try:
         refuse_if_open_to_others(path, path.stat(), 0o600)
         key = bytes.fromhex(path.read_text("ascii").strip())

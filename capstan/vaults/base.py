@@ -38,7 +38,8 @@ RESERVED_TAGS = frozenset({CONTENT_TAG, FINGERPRINT_TAG, DESTROYED_TAG, SUPERSED
 # names and values of at most 256 characters. Four tags are ours.
 _NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 _MAX_TAGS = 15 - len(RESERVED_TAGS)
-_MAX_TAG_LENGTH = 256
+MAX_TAG_LENGTH = 256
+"""Longest tag name and longest tag value."""
 MAX_VALUE_BYTES = 25 * 1024
 """Largest value of one secret. Source: Azure Key Vault documentation, "Azure Key Vault service limits": 25 KB."""
 
@@ -127,10 +128,8 @@ class Fate(StrEnum):
 
     ERASED = "erased"
     """The value is gone from the vault (not necessarily from backups, snapshots or flash cells)."""
-    RECOVERABLE = "recoverable"
-    """The service keeps it for its retention period; whoever may recover or purge still can."""
     DISABLED = "disabled"
-    """The service cannot delete single versions: it can no longer be read, but is still stored."""
+    """It cannot be read any more, but the service still stores it: it only deletes whole secrets, not versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +212,17 @@ class Vault(Protocol):
         """What this vault is; reads nothing."""
 
 
+def destroyed_already(reference: Reference, reason: str) -> InvalidInput:
+    """The error for asking again for a key that was destroyed."""
+    return InvalidInput(
+        "the key of this rotation was destroyed; a second one is never minted for it",
+        where=str(reference),
+        observed=f"destroyed: {reason}",
+        expected="a usable version",
+        next_command="start a new rotation",
+    )
+
+
 def check_name(name: str) -> None:
     """Refuse a name that some vault would not take.
 
@@ -234,15 +244,30 @@ def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     for key, value in tags.items():
         if key in RESERVED_TAGS:
             raise InvalidInput("this tag is set by the vault itself", observed=key, expected="another tag name")
-        if not 0 < len(key) <= _MAX_TAG_LENGTH or not 0 < len(value) <= _MAX_TAG_LENGTH:
+        if not 0 < len(key) <= MAX_TAG_LENGTH or not 0 < len(value) <= MAX_TAG_LENGTH:
             raise InvalidInput(
                 "a tag does not fit",
                 observed=f"{key!r}: {len(key)} and {len(value)} characters",
-                expected=f"1-{_MAX_TAG_LENGTH} characters each (Key Vault)",
+                expected=f"1-{MAX_TAG_LENGTH} characters each (Key Vault)",
             )
     if len(tags) > _MAX_TAGS:
         raise InvalidInput("too many tags", observed=f"{len(tags)} tags", expected=f"at most {_MAX_TAGS}")
     return dict(sorted(tags.items()))
+
+
+def check_reason(reason: str, reference: Reference) -> None:
+    """Refuse to destroy without a reason that fits a tag.
+
+    Raises:
+        InvalidInput: It is empty or too long.
+    """
+    if not reason.strip() or len(reason) > MAX_TAG_LENGTH:
+        raise InvalidInput(
+            "destroying a key needs a reason",
+            where=str(reference),
+            observed=f"{len(reason)} characters",
+            expected=f"1-{MAX_TAG_LENGTH} characters",
+        )
 
 
 def check_size(material: Material, where: str) -> None:

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from capstan.audit import audited_step
 from capstan.errors import Denied, InvalidInput, NotFound
-from capstan.vaults._files import locked, private_directory, remove_incomplete, sync_directory, write_atomically
+from capstan.vaults._files import (
+    file_errors,
+    locked,
+    private_directory,
+    remove_incomplete,
+    sync_directory,
+    write_atomically,
+)
 from capstan.vaults._sealing import ScryptCost, Sealer, damaged, master_from_file, master_from_passphrase
 from capstan.vaults.base import (
     DESTROYED_TAG,
@@ -33,8 +40,10 @@ from capstan.vaults.base import (
     Reference,
     State,
     check_name,
+    check_reason,
     check_size,
     checked_tags,
+    destroyed_already,
 )
 from capstan.vaults.material import Material
 
@@ -145,13 +154,13 @@ class LocalVault:
 
     def list(self) -> Sequence[Reference]:
         """See `Vault.list`. Takes no lock: versions are immutable and appear in one piece."""
-        names = sorted(path.name for path in self._secrets.iterdir() if path.is_dir())
+        with file_errors(self.url):
+            names = sorted(path.name for path in self._secrets.iterdir() if path.is_dir())
         return [self._reference(record) for name in names for record in self._records(name)]
 
     def destroy(self, reference: Reference, reason: str) -> Fate:
         """See `Vault.destroy`. The file is replaced by one without the value; flash and backups may remember it."""
-        if not reason.strip():
-            raise InvalidInput("destroying a key needs a reason", where=str(reference), expected="a reason")
+        check_reason(reason, reference)
         with self._locked():
             record = self._record(reference, destroyed_too=True)
             if "destroyed" not in record:
@@ -162,7 +171,7 @@ class LocalVault:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with locked(self._directory / "lock"):
+        with file_errors(self.url), locked(self._directory / "lock"):
             remove_incomplete(self._directory)
             yield
 
@@ -222,7 +231,10 @@ class LocalVault:
 
     def _records(self, name: str) -> Sequence[dict[str, Any]]:
         """All versions of one secret, oldest first, each authenticated."""
-        directory = self._secrets / name
+        with file_errors(self.url):
+            return self._read_all(self._secrets / name)
+
+    def _read_all(self, directory: Path) -> Sequence[dict[str, Any]]:
         files = sorted(directory.glob("[0-9a-f]*.json")) if directory.is_dir() else []
         records = [self._read(file) for file in files]
         return sorted(records, key=lambda record: (record["created"], record["version"]))
@@ -260,13 +272,7 @@ class LocalVault:
     def _usable(self, record: Mapping[str, Any]) -> Reference:
         """The reference, once it is sure that the value behind it can be had."""
         if "destroyed" in record:
-            raise InvalidInput(
-                "the key of this rotation was destroyed; a second one is never minted for it",
-                where=f"{record['name']}@{record['version']} in {self.url}",
-                observed=f"destroyed: {record['destroyed']['reason']}",
-                expected="a usable version",
-                next_command="start a new rotation",
-            )
+            raise destroyed_already(self._reference(record), record["destroyed"]["reason"])
         self._open(record)
         return self._reference(record)
 

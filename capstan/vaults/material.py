@@ -9,13 +9,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from capstan.errors import InvalidPem
+from capstan.errors import InvalidInput, InvalidPem
+from capstan.pki.bundle import Bundle
+from capstan.pki.keys import PrivateKey
+from capstan.pki.mint import Minted
+
+if TYPE_CHECKING:
+    from capstan.pki.inspect import Certificate
 
 # RFC 7468 section 2: the label on both encapsulation boundaries must be the same.
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.*?-----END \1-----(?:\r?\n|\Z)", re.DOTALL)
@@ -104,6 +110,22 @@ class Material:
         split = blocks[-1].start() if keys else len(text)
         return cls(text[:split], text[split:], where=where)
 
+    @classmethod
+    def of(cls, minted: Minted, *chain: Certificate) -> Material:
+        """A minted certificate with its key, and the certificates above it where they are to be kept with it."""
+        certificates = "\n".join(certificate.pem() for certificate in (minted.certificate, *chain))
+        return cls(certificates, minted.key.pem().decode("ascii"), where=minted.certificate.common_name)
+
+    def minted(self, where: str) -> Minted:
+        """The first certificate and its key, to sign with.
+
+        Raises:
+            InvalidPem: One of them is missing.
+        """
+        return Minted(
+            Bundle.parse(self._certificate_pem, where).certificates[0], PrivateKey.parse(self._private_key_pem, where)
+        )
+
     @property
     def certificate_pem(self) -> str:
         """The certificates as PEM; public. Empty for a bare key."""
@@ -152,6 +174,16 @@ class Material:
     def __hash__(self) -> int:
         return hash(self.content_sha256)
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        # TypeError, not one of ours: it is what pickle and copy document for values that cannot be pickled.
-        raise TypeError("Material is never pickled or copied: pass a Reference and read the vault again")
+    def __copy__(self) -> Material:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Material:  # dataclasses.asdict copies deeply
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise InvalidInput(
+            "key material is never pickled",
+            where=repr(self),
+            observed=f"pickle protocol {protocol}",
+            expected="a vault reference in its place",
+        )

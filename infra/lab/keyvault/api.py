@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import email.utils
 import json
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ class Api:
             status, answer = error.status, {"error": {"code": error.code, "message": error.message}}
             if error.inner:
                 answer["error"]["innererror"] = {"code": error.inner}
+        extra["date"] = email.utils.formatdate(self._clock(), usegmt=True)
         await _send(send, status, answer, extra)
 
     def _authenticated(self, headers: Mapping[str, str], extra: dict[str, str]) -> bool:

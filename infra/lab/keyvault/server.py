@@ -97,6 +97,7 @@ class KeyVault:
             access_log=False,
             lifespan="off",
             proxy_headers=False,
+            date_header=False,  # the vault has a clock of its own
             ws="none",
         )
         self._server = _Server(config)
@@ -112,9 +113,12 @@ class KeyVault:
         self._announce()
 
     async def stop(self) -> None:
-        """Stop serving."""
+        """Stop serving; connections that clients keep open are cut, as when the process ends."""
         if self._server and self._task:
             self._server.should_exit = True
+            for connection in list(self._server.server_state.connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
             await self._task
 
     def _announce(self) -> None:
