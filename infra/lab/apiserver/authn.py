@@ -41,7 +41,7 @@ class ClientCertificates:
         self._path = client_ca
         self._clock = clock
         self._stamp: tuple[int, int] = (0, 0)
-        self._store = crypto.X509Store()
+        self._anchors: list[crypto.X509Store] = []
         self._known: dict[bytes, tuple[User | None, float]] = {}
 
     def user(self, chain: Sequence[bytes]) -> User | None:
@@ -66,26 +66,21 @@ class ClientCertificates:
         stamp = (status.st_mtime_ns, status.st_ino)
         if stamp == self._stamp:
             return
-        store = crypto.X509Store()
-        # Go takes every certificate of the bundle as an anchor, self-signed or not.
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        # Go takes every certificate of the bundle as an anchor, self-signed or not, and tries all that have the
+        # issuer's name; OpenSSL may settle for the wrong one of two CAs of one name. Hence a store for each.
+        self._anchors = []
         for certificate in x509.load_pem_x509_certificates(self._path.read_bytes()):
+            store = crypto.X509Store()
+            store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
             store.add_cert(crypto.X509.from_cryptography(certificate))
-        self._store, self._stamp = store, stamp
+            self._anchors.append(store)
+        self._stamp = stamp
         self._known.clear()
 
     def _verify(self, chain: Sequence[bytes]) -> tuple[User | None, float]:
         certificates = [x509.load_der_x509_certificate(der) for der in chain]
         leaf, *rest = certificates
-        context = crypto.X509StoreContext(
-            self._store,
-            crypto.X509.from_cryptography(leaf),
-            [crypto.X509.from_cryptography(certificate) for certificate in rest],
-        )
-        try:
-            verified = context.get_verified_chain()
-        except crypto.X509StoreContextError as error:
-            raise UntrustedCertificateError(str(error)) from error
+        verified = self._verified(leaf, rest)
         if not _for_clients(leaf):
             raise UntrustedCertificateError("the certificate is not for client authentication")
         until = min(c.to_cryptography().not_valid_after_utc.timestamp() for c in verified)
@@ -96,6 +91,18 @@ class ClientCertificates:
         fingerprint = hashlib.sha256(chain[0]).hexdigest()
         extra = {"authentication.kubernetes.io/credential-id": [f"X509SHA256={fingerprint}"]}
         return User(str(names[0].value), groups=(*groups, ALL_AUTHENTICATED), extra=extra), until
+
+    def _verified(self, leaf: x509.Certificate, rest: Sequence[x509.Certificate]) -> Sequence[crypto.X509]:
+        """The chain from the leaf to the first anchor that fits."""
+        reason = "no anchors"
+        untrusted = [crypto.X509.from_cryptography(certificate) for certificate in rest]
+        for anchor in self._anchors:
+            context = crypto.X509StoreContext(anchor, crypto.X509.from_cryptography(leaf), untrusted)
+            try:
+                return context.get_verified_chain()
+            except crypto.X509StoreContextError as error:
+                reason = str(error)
+        raise UntrustedCertificateError(reason)
 
 
 def _for_clients(leaf: x509.Certificate) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
+import itertools
 import json
 import ssl
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from .selectors import from_object
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 30.0  # the largest timeoutSeconds a configuration may have
 # OpenSSL's verification results (x509_vfy.h) in Go's words
-_UNKNOWN_AUTHORITY = {2, 18, 19, 20, 21, 24, 79}
+_UNKNOWN_AUTHORITY = {2, 7, 18, 19, 20, 21, 24, 79}
 _EXPIRED = {9, 10}
 _WRONG_NAME = {62, 64}
 
@@ -49,10 +51,10 @@ class WebhookClient:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._clients: dict[bytes, httpx.AsyncClient] = {}
+        self._clients: dict[bytes, list[httpx.AsyncClient]] = {}
 
     async def close(self) -> None:
-        for client in self._clients.values():
+        for client in itertools.chain.from_iterable(self._clients.values()):
             await client.aclose()
         self._clients.clear()
 
@@ -65,7 +67,7 @@ class WebhookClient:
 
     async def _post(self, config: dict[str, Any], review: dict[str, Any], seconds: float) -> Any:
         target = self._target(config)
-        client = self._client(config.get("caBundle") or "")
+        clients = self._trusting(config.get("caBundle") or "")
         query = {"timeout": f"{int(seconds)}s"}
         separator = "&" if "?" in target.shown else "?"
         failed = f'Post "{target.shown}{separator}timeout={query["timeout"]}":'
@@ -82,7 +84,8 @@ class WebhookClient:
         try:
             async with asyncio.timeout(seconds):
                 url = httpx.URL(target.url).copy_merge_params(query)
-                answer = await client.post(url, content=content, headers=headers, extensions=extensions)
+                request = httpx.Request("POST", url, content=content, headers=headers, extensions=extensions)
+                answer = await _send(clients, request)
         except TimeoutError as error:
             raise WebhookCallError(f"{failed} context deadline exceeded") from error
         except httpx.HTTPError as error:
@@ -94,11 +97,13 @@ class WebhookClient:
         except ValueError as error:
             raise WebhookCallError(f"couldn't get version/kind; json parse error: {error}") from error
 
-    def _client(self, bundle: str) -> httpx.AsyncClient:
+    def _trusting(self, bundle: str) -> list[httpx.AsyncClient]:
         key = hashlib.sha256(bundle.encode()).digest()
         if key not in self._clients:
             # The limit of a call is the webhook's own timeoutSeconds, set around it.
-            self._clients[key] = httpx.AsyncClient(verify=_trusting(bundle), trust_env=False, timeout=MAX_SECONDS)
+            self._clients[key] = [
+                httpx.AsyncClient(verify=context, trust_env=False, timeout=MAX_SECONDS) for context in _contexts(bundle)
+            ]
         return self._clients[key]
 
     def _target(self, config: dict[str, Any]) -> Target:
@@ -141,36 +146,64 @@ def _target_port(pod: dict[str, Any], entry: dict[str, Any]) -> int:
     raise WebhookCallError(f'no port named "{target}" in pod {pod["metadata"]["name"]}')
 
 
-def _trusting(bundle: str) -> ssl.SSLContext:
-    """A context that trusts the bundle alone; the system's roots when there is none. Raises WebhookCallError."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+def _contexts(bundle: str) -> list[ssl.SSLContext]:
+    """Contexts that trust the bundle alone, to be tried in turn; the system's roots when there is none.
+
+    Go tries every anchor whose subject is the issuer's name; OpenSSL settles for the first when the certificate has no
+    authority key identifier. Old and new roots often share their name, so then each anchor gets a context of its own.
+    Raises WebhookCallError.
+    """
     if not bundle:
-        return context
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Go takes any certificate of its pool as an anchor and checks names and times alone.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return [ssl.create_default_context(ssl.Purpose.SERVER_AUTH)]
     try:
-        context.load_verify_locations(cadata=base64.b64decode(bundle, validate=True).decode())
-    except (ssl.SSLError, ValueError, binascii.Error) as error:
+        certificates = x509.load_pem_x509_certificates(base64.b64decode(bundle, validate=True))
+    except ValueError as error:
         raise WebhookCallError("unable to load root certificates: unable to parse bytes as PEM block") from error
-    return context
+    groups = [certificates]
+    if len({certificate.subject for certificate in certificates}) < len(certificates):
+        groups = [[certificate] for certificate in certificates]
+    contexts = []
+    for group in groups:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Go takes any certificate of its pool as an anchor, self-signed or not.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cadata=b"".join(certificate.public_bytes(Encoding.DER) for certificate in group))
+        contexts.append(context)
+    return contexts
+
+
+async def _send(clients: list[httpx.AsyncClient], request: httpx.Request) -> httpx.Response:
+    """The answer by the first client whose trust fits."""
+    for client in clients[:-1]:
+        try:
+            return await client.send(request)
+        except httpx.ConnectError as error:
+            if not isinstance(_root_cause(error), ssl.SSLCertVerificationError):
+                raise
+    return await clients[-1].send(request)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The first TLS or socket error below httpx's and httpcore's own, or the error itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def in_gos_words(error: BaseException, target: Target) -> str:
     """What Go's HTTP client would have said."""
     parts = urlsplit(target.url)
     address = f"{parts.hostname}:{parts.port or 443}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"tls: failed to verify certificate: {_x509(cause, target)}"
-        if isinstance(cause, ssl.SSLError):
-            return f"remote error: tls: {cause.reason or cause}"
-        if isinstance(cause, ConnectionRefusedError):
-            return f"dial tcp {address}: connect: connection refused"
-        if isinstance(cause, ConnectionResetError):
-            return f"read tcp {address}: read: connection reset by peer"
-        cause = cause.__cause__ or cause.__context__
+    cause = _root_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"tls: failed to verify certificate: {_x509(cause, target)}"
+    if isinstance(cause, ssl.SSLError):
+        return f"remote error: tls: {cause.reason or cause}"
+    if isinstance(cause, ConnectionResetError):
+        return f"read tcp {address}: read: connection reset by peer"
     if isinstance(error, httpx.ConnectError):
         # httpcore hides the OSError of a refused connection behind "All connection attempts failed"
         return f"dial tcp {address}: connect: connection refused"

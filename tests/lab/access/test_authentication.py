@@ -87,6 +87,23 @@ def test_a_ca_appended_to_the_bundle_is_trusted_without_a_restart(lab: Lab, tmp_
     assert client.get("/version").status_code == 401
 
 
+def test_of_two_cas_of_one_name_the_right_one_is_found(lab: Lab, cluster_ca: Pair, tmp_path: Path) -> None:
+    name = cluster_ca.certificate.subject.rfc4514_string().removeprefix("CN=")
+    twin = make_pair(tmp_path, "twin", name, ca=True)
+    old = make_pair(tmp_path, "old", "old", issuer=cluster_ca)
+    new = make_pair(tmp_path, "new", "new", issuer=twin)
+    bundle = lab.server.pki.ca_certificate
+    before = bundle.read_text()
+    for text in (before + twin.pem, twin.pem + before):
+        try:
+            bundle.write_text(text)
+            for pair in (old, new):
+                client = lab.client((pair.certificate_file, pair.key_file))
+                assert user(who(client))["username"] == pair.certificate_file.stem
+        finally:
+            bundle.write_text(before)
+
+
 def test_a_pod_bound_token_dies_with_its_pod(lab: Lab) -> None:
     lab.namespace("bound")
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
