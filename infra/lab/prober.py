@@ -106,6 +106,7 @@ class Prober:
         self._rate = rate
         self._rng = rng or random.Random()
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._result = asyncio.Event()
         self.counts = Counts()
 
     async def run(self) -> None:
@@ -124,6 +125,11 @@ class Prober:
             for task in self._in_flight:
                 task.cancel()
             await asyncio.gather(*self._in_flight, return_exceptions=True)
+
+    async def next_result(self) -> None:
+        """Return when the next attempt has ended."""
+        self._result.clear()
+        await self._result.wait()
 
     def reset(self) -> None:
         """Begin to count anew; attempts still under way count towards the new period."""
@@ -155,6 +161,7 @@ class Prober:
             error = ""
         except (OSError, TimeoutError, EOFError) as failure:  # ssl.SSLError is an OSError
             error = f"{type(failure).__name__}: {failure}"
+        self._result.set()
         if error and not (self._takes_traffic(client) and self._takes_traffic(server)):
             self.counts.discarded += 1
             return

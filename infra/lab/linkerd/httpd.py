@@ -13,10 +13,13 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus, urlsplit
 
 import h11
+
+if TYPE_CHECKING:
+    from infra.lab.linkerd.tlsstream import Writer
 
 IDLE_SECONDS = 60.0
 _MAX_BODY = 8 << 20
@@ -60,7 +63,7 @@ NOT_FOUND = Response.text("not found\n", 404)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler) -> None:
+async def serve_connection(reader: asyncio.StreamReader, writer: Writer, handler: Handler) -> None:
     """Answer requests on one connection until either side ends it."""
     connection = h11.Connection(h11.SERVER)
     try:
@@ -76,7 +79,8 @@ async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamW
     except (h11.RemoteProtocolError, ConnectionError, ssl.SSLError, TimeoutError, asyncio.IncompleteReadError):
         return
     finally:
-        writer.close()
+        if isinstance(writer, asyncio.StreamWriter):  # a TLS stream is closed, with good-bye, by its listener
+            writer.close()
 
 
 async def start(host: str, port: int, handler: Handler, *, tls: ssl.SSLContext | None = None) -> asyncio.Server:

@@ -13,13 +13,15 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
+from infra.lab.linkerd.tlsstream import TlsStream, Writer
+
 TLS_HANDSHAKE_RECORD = b"\x16"
 FIRST_BYTE_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
-Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Connected = Callable[[asyncio.StreamReader, Writer], Awaitable[None]]
 Choose = Callable[[bool], ssl.SSLContext | None]
 
 
@@ -76,7 +78,7 @@ class Listener:
             self._spawn(self._handle(connection))
 
     async def _handle(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop()
         try:
             first = await _peek(connection)
             context = self._choose(first == TLS_HANDSHAKE_RECORD)
@@ -86,25 +88,30 @@ class Listener:
         except asyncio.CancelledError:
             connection.close()
             raise
-        reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
         try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol,
-                connection,
-                ssl=context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS if context else None,
-            )
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError: a peer whose certificate was refused
-            log.debug("inbound handshake on %s:%s failed: %s", *self._address, error)
-            return
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            if context is None:
+                await self._plain(connection)
+            else:
+                await self._encrypted(connection, context)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            # ssl.SSLError is an OSError: a peer whose certificate or server name was refused.
+            log.debug("connection on %s:%s: %s", *self._address, error)
+
+    async def _plain(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
         try:
             await self._connected(reader, writer)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            log.debug("connection on %s:%s broke: %s", *self._address, error)
         finally:
             writer.close()
+
+    async def _encrypted(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        stream = TlsStream(connection, context)
+        try:
+            await stream.handshake(HANDSHAKE_SECONDS)
+            await self._connected(stream.reader, stream)
+            await stream.aclose()
+        finally:
+            stream.close()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -133,7 +140,7 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def pipe(reader: asyncio.StreamReader, writer: Writer) -> None:
     """Copy one direction until its end, then half-close."""
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
@@ -143,7 +150,7 @@ async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             writer.write_eof()
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
+async def relay(reader: asyncio.StreamReader, writer: Writer, host: str, port: int) -> None:
     """Join a connection with a new one to host:port until either ends; raises OSError if that cannot be opened."""
     upstream_reader, upstream_writer = await asyncio.open_connection(host, port)
     try:

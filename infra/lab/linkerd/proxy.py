@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from infra.lab.kubelet.runtime import Container
+    from infra.lab.linkerd.tlsstream import Writer
 
 INBOUND_PORT = 4143
 ADMIN_PORT = 4191
@@ -161,7 +162,7 @@ class Proxy:
             raise RefusedError
         return self.material.server
 
-    async def _serve_inbound(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_inbound(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         connection: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
         if connection is not None and connection.selected_alpn_protocol() == ECHO_PROTOCOL:
             writer.write(await reader.readexactly(1))
@@ -176,7 +177,7 @@ class Proxy:
     def _choose_admin(self, is_tls: bool) -> ssl.SSLContext | None:
         return self._choose_inbound(is_tls)
 
-    async def _serve_admin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_admin(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         await httpd.serve_connection(reader, writer, self._admin)
 
     async def _admin(self, request: httpd.Request) -> httpd.Response:

@@ -196,14 +196,14 @@ class Replay:
     def give_roots(self, *roots: pki.KeyPair, suffix: str = "") -> None:
         self.roots.swap({"ca-bundle.crt": "".join(root.certificate_pem for root in roots) + suffix})
 
-    def start(self, annotations: dict[str, str] | None = None) -> None:
+    def start(self, annotations: dict[str, str] | None = None, *, lifetime: str = "24h0m0s", skew: str = "20s") -> None:
         metadata = {"name": "linkerd-identity-0", "namespace": "linkerd", "uid": "u", "annotations": annotations or {}}
         args = [
             "identity",
             "-controller-namespace=linkerd",
             "-identity-trust-domain=cluster.local",
-            "-identity-issuance-lifetime=24h0m0s",
-            "-identity-clock-skew-allowance=20s",
+            f"-identity-issuance-lifetime={lifetime}",
+            f"-identity-clock-skew-allowance={skew}",
             "-identity-scheme=kubernetes.io/tls",
         ]
         self.container = Container(

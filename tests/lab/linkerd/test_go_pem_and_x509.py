@@ -55,15 +55,15 @@ def test_a_bundle_is_read_as_the_real_identity_reads_it(bundle: str, count: int)
     ids=["trailing blank line", "trailing comment", "trailing spaces", "cut off", "no PEM at all"],
 )
 def test_anything_but_pem_after_the_last_certificate_is_refused(bundle: str) -> None:
-    with pytest.raises(gopem.PemError, match="^not a PEM certificate$"):
+    with pytest.raises(gopem.PemError, match=r"^not a PEM certificate$"):
         gopem.trust_anchors(bundle.encode())
 
 
 def test_an_empty_bundle_and_one_that_begins_with_a_key_hold_no_certificates() -> None:
     for bundle in ("", ROOT_A.key_pem + A):
-        with pytest.raises(gopem.PemError, match="^no certificates found$"):
+        with pytest.raises(gopem.PemError, match=r"^no certificates found$"):
             gopem.trust_anchors(bundle.encode())
-    with pytest.raises(gopem.PemError, match="^No certificates found$"):
+    with pytest.raises(gopem.PemError, match=r"^No certificates found$"):
         gopem.issuer_chain(b"")
 
 
@@ -75,7 +75,7 @@ def test_keys_are_read_in_three_encodings_and_refused_in_others() -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
     assert isinstance(gopem.private_key(pkcs1), rsa.RSAPrivateKey)
-    with pytest.raises(gopem.PemError, match="^not PEM-encoded$"):
+    with pytest.raises(gopem.PemError, match=r"^not PEM-encoded$"):
         gopem.private_key(b"no key")
     other = ed25519.Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

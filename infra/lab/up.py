@@ -1,0 +1,248 @@
+"""A whole lab in one process: API server, controllers, kubelets, Linkerd, sample workloads, prober.
+
+`Lab` is what `python -m infra.lab up` runs and what tests start in their own event loop. With a foreign kubeconfig it
+starts no API server of its own and is only a client of that cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from infra.lab import workloads
+from infra.lab.apiserver import ApiServer
+from infra.lab.client import KubeClient
+from infra.lab.controllers import Cluster, start_cluster
+from infra.lab.kubelet.runtime import Programs
+from infra.lab.linkerd import httpd, install, manifests
+from infra.lab.linkerd.mesh import Mesh
+from infra.lab.prober import DEFAULT_RATE, Control, Prober
+from infra.lab.services import ServiceAddresses, ServiceProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SYSTEMS = ("linkerd", "none")
+FIRST_HANDSHAKES = 20
+READY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to start.
+
+    Attributes:
+        directory: Receives kubeconfig and lab.json when the lab is ready, and everything the lab keeps on disk.
+        system: linkerd or none.
+        kubeconfig: A cluster to run against; None starts one.
+        size: Of the sample workloads: demo (45 meshed pods) or small.
+        nodes: Number of kubelets.
+        probes_per_second: New handshakes the prober makes.
+        linkerd: Choices of the installation, leaf lifetime among them.
+    """
+
+    directory: Path
+    system: str = "linkerd"
+    kubeconfig: Path | None = None
+    size: str = "demo"
+    nodes: int = 3
+    port: int = 0
+    probes_per_second: float = DEFAULT_RATE
+    linkerd: manifests.Options = field(default_factory=manifests.Options)
+
+
+def _silent(_: str) -> None:
+    return
+
+
+class Lab:
+    """A running lab: `await Lab(options).start()`, then `stop()`.
+
+    Attributes:
+        mesh: What every proxy holds (only with a mesh).
+        prober: The judge (only with a mesh).
+    """
+
+    def __init__(self, options: Options, *, progress: Callable[[str], None] = _silent) -> None:
+        self.options = options
+        self.mesh: Mesh | None = None
+        self.prober: Prober | None = None
+        self.api: ApiServer | None = None
+        self.control_url = ""
+        self._progress = progress
+        self._began = time.monotonic()
+        self._client: KubeClient | None = None
+        self._cluster: Cluster | None = None
+        self._addresses: ServiceAddresses | None = None
+        self._services: ServiceProxy | None = None
+        self._control: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig; exists once the lab is ready."""
+        return self.options.directory / "kubeconfig"
+
+    @property
+    def client(self) -> KubeClient:
+        """The lab's own connection, as administrator."""
+        if self._client is None:
+            raise RuntimeError("the lab has not been started")
+        return self._client
+
+    async def start(self) -> Self:
+        """Start everything and return when every pod is ready and the first handshakes have been made.
+
+        Raises:
+            ApiError, OSError, TimeoutError: What could not be started; what was started is stopped again.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def stop(self) -> None:
+        """Stop everything. Containers are killed; the objects stay in a foreign cluster."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._control is not None:
+            await httpd.stop(self._control)
+        if self._cluster is not None:
+            await self._cluster.stop()
+        if self._client is not None:
+            await self._client.close()
+        if self.api is not None:
+            await self.api.stop()
+        if self._addresses is not None:
+            self._addresses.close()
+        (self.options.directory / "lab.json").unlink(missing_ok=True)
+
+    def describe(self) -> dict[str, Any]:
+        """The content of lab.json."""
+        return {
+            "pid": os.getpid(),
+            "dir": str(self.options.directory.resolve()),
+            "kubeconfig": str(self.kubeconfig.resolve()),
+            "server": self.client.endpoint.server,
+            "control": self.control_url,
+            "prober": f"{self.control_url}/prober",
+            "system": self.options.system,
+            "size": self.options.size,
+            "nodes": self.options.nodes,
+            "leaf_seconds": self.options.linkerd.leaf_seconds,
+            "ready_seconds": round(time.monotonic() - self._began, 1),
+        }
+
+    async def _start(self) -> None:
+        # (1) An API server, and a way to speak to it.
+        directory = self.options.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in ("kubeconfig", "lab.json"):
+            (directory / leftover).unlink(missing_ok=True)
+        admin = await self._api_server()
+        self._client = KubeClient.from_kubeconfig(admin, user_agent="lab-up")
+        # (2) Controllers and kubelets; the kubelets know Linkerd's images.
+        programs = Programs()
+        self.mesh = Mesh(self._resolve)
+        self.mesh.register(programs)
+        self._cluster = await start_cluster(
+            admin,
+            nodes=self.options.nodes,
+            directory=directory / "cluster",
+            programs=programs,
+            ca_files=None if self.api is None else (self.api.pki.ca_certificate, self.api.pki.ca_key),
+        )
+        self._say(f"{self.options.nodes} nodes and their controllers")
+        # (3) Services on loopback.
+        informers = self._cluster.informers
+        services, pods = informers.of("/api/v1/services"), informers.of("/api/v1/pods")
+        self._services = ServiceProxy(services, pods)
+        self._spawn(self._services.run(), "services")
+        # (4) Linkerd and its workloads.
+        if self.options.system == "linkerd":
+            await self._linkerd()
+        # (5) The judge, and what others can ask.
+        self.prober = Prober(self.mesh, pods, rate=self.options.probes_per_second)
+        await self._serve_control(Control(self.mesh, self.prober))
+        if self.options.system == "linkerd":
+            self._spawn(self.prober.run(), "prober")
+            await self._first_handshakes(self.prober)
+        # (6) Tell the world, last.
+        write_atomically(self.kubeconfig, admin.read_bytes(), mode=0o600)
+        write_atomically(directory / "lab.json", json.dumps(self.describe(), indent=2).encode() + b"\n")
+        self._say("ready")
+
+    async def _api_server(self) -> Path:
+        if self.options.kubeconfig is not None:
+            return self.options.kubeconfig
+        shutil.rmtree(self.options.directory / "apiserver", ignore_errors=True)
+        self.api = ApiServer(self.options.directory / "apiserver", port=self.options.port)
+        await self.api.start()
+        self._say(f"API server on {self.api.url}")
+        return self.api.kubeconfig
+
+    async def _linkerd(self) -> None:
+        client, options = self.client, self.options.linkerd
+        if await install.is_installed(client, options.namespace):
+            self._say("Linkerd is installed already; left as it is")
+            return
+        self._addresses = ServiceAddresses()
+        await install.install(client, options, install.mint(self._addresses, options.namespace))
+        self._say(f"Linkerd {options.version} with leaves of {options.leaf_seconds} s")
+        estate = workloads.SIZES[self.options.size]
+        await workloads.deploy(client, estate)
+        self._say(f"{estate.meshed_pods(self.options.nodes)} meshed pods in {len(estate.namespaces)} namespaces")
+
+    async def _serve_control(self, control: Control) -> None:
+        self._control = await httpd.start("127.0.0.1", 0, control.handle)
+        host, port = self._control.sockets[0].getsockname()[:2]
+        self.control_url = f"http://{host}:{port}"
+
+    async def _first_handshakes(self, prober: Prober) -> None:
+        """Whatever fails while things start is a broken lab, not a verdict: the count begins once it works."""
+        async with asyncio.timeout(READY_SECONDS):
+            while prober.counts.attempted - prober.counts.failed < FIRST_HANDSHAKES:
+                await prober.next_result()
+        if prober.counts.failed:
+            failure = prober.counts.failures[0]
+            raise OSError(f"handshakes fail in a lab that has just started: {failure.error}")
+        prober.reset()
+
+    def _resolve(self, address: str) -> str:
+        if self._services is None:
+            raise LookupError("the lab's services are not up yet")
+        return self._services.resolve(address)
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_report_end)
+        self._tasks.append(task)
+
+    def _say(self, text: str) -> None:
+        self._progress(f"lab: {time.monotonic() - self._began:5.1f} s  {text}")
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    temporary.chmod(mode)
+    temporary.replace(path)
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        sys.stderr.write(f"lab: {task.get_name()} has failed: {type(error).__name__}: {error}\n")
