@@ -1,0 +1,132 @@
+"""Whether an object may be stored, and if not, why: the causes of a 422 in the order and words of a real server."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from infra.lab.apiserver import validation_core as core
+from infra.lab.apiserver import validation_extensions as extensions
+from infra.lab.apiserver import validation_meta as meta
+from infra.lab.apiserver import validation_pods as pods
+from infra.lab.apiserver import validation_workloads as workloads
+from infra.lab.apiserver.status import Cause, invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from infra.lab.apiserver.kinds import KindInfo
+
+Object = dict[str, Any]
+
+
+def _pod(new: Object, old: Object | None) -> list[Cause]:
+    return pods.pod_spec(new.get("spec") or {}, "spec") if old is None else pods.pod_update(new, old)
+
+
+# (group, kind) -> rule for what is particular to it
+_RULES: dict[tuple[str, str], Callable[[Object, Object | None], list[Cause]]] = {
+    ("", "ConfigMap"): core.config_map,
+    ("", "Event"): core.core_event,
+    ("", "Pod"): _pod,
+    ("", "Secret"): core.secret,
+    ("", "Service"): core.service,
+    ("events.k8s.io", "Event"): core.event,
+    ("coordination.k8s.io", "Lease"): core.lease,
+    ("apps", "DaemonSet"): workloads.daemon_set,
+    ("apps", "Deployment"): workloads.deployment,
+    ("apps", "ReplicaSet"): workloads.replica_set,
+    ("apps", "StatefulSet"): workloads.stateful_set,
+    ("batch", "CronJob"): workloads.cron_job,
+    ("batch", "Job"): workloads.job,
+    ("policy", "PodDisruptionBudget"): workloads.pod_disruption_budget,
+    (core.RBAC, "ClusterRole"): core.cluster_role,
+    (core.RBAC, "ClusterRoleBinding"): core.cluster_role_binding,
+    (core.RBAC, "Role"): core.role,
+    (core.RBAC, "RoleBinding"): core.role_binding,
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration"): extensions.webhooks,
+    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration"): extensions.webhooks,
+    ("apiregistration.k8s.io", "APIService"): extensions.api_service,
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): extensions.custom_resource_definition,
+}
+
+# Names are DNS subdomains, but for these
+_NAME_RULES: dict[tuple[str, str], meta.NameRule] = {
+    ("", "Namespace"): meta.name_is_label,
+    ("", "Service"): meta.name_is_label_1035,
+    ("apiregistration.k8s.io", "APIService"): meta.path_segment,
+    ("certificates.k8s.io", "CertificateSigningRequest"): meta.path_segment,
+    **dict.fromkeys(
+        ((core.RBAC, kind) for kind in ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")), meta.path_segment
+    ),
+}
+
+# How often an update makes the real server look at metadata, as a whole and for changes: a fault is found each time
+_CHECKS_OF_UPDATE: dict[tuple[str, str], tuple[int, int]] = {
+    ("apps", "Deployment"): (1, 2),
+    ("apps", "StatefulSet"): (1, 2),
+    ("batch", "CronJob"): (1, 2),
+    ("batch", "Job"): (1, 2),
+    ("policy", "PodDisruptionBudget"): (1, 1),
+    ("coordination.k8s.io", "Lease"): (1, 2),
+}
+
+
+def validate(kind: KindInfo, new: Object, old: Object | None = None, subresource: str = "") -> None:
+    """Raise ApiStatusError 422 with all causes when `new` may not be stored (in place of `old`, for an update).
+
+    A subresource only changes part of the object, so only metadata is looked at there.
+    """
+    metadata = new.get("metadata") or {}
+    key = (kind.group, kind.kind)
+    rule = _RULES.get(key)
+    name_rule = _NAME_RULES.get(key, meta.name_is_subdomain)
+    causes: list[Cause] = []
+    if old is None:
+        causes += meta.object_meta(metadata, namespaced=kind.namespaced, name_rule=name_rule, core=not kind.custom)
+        causes += rule(new, None) if rule else []
+    else:
+        whole, changes = _CHECKS_OF_UPDATE.get(key, (2, 2))
+        checked = meta.object_meta(metadata, namespaced=kind.namespaced, name_rule=meta.path_segment, core=False)
+        causes += checked
+        causes += meta.object_meta_update(metadata, old.get("metadata") or {}) * changes
+        if whole > 1:
+            causes += checked
+        if rule and not subresource:
+            causes += rule(new, old)
+    if causes:
+        raise invalid(kind.kind, metadata.get("name") or "", causes, kind.group)
+
+
+def warnings(kind: KindInfo, obj: Object) -> list[str]:
+    """What the server remarks about an object it accepts."""
+    if (kind.group, kind.kind) != ("", "Secret") or obj.get("type") != "kubernetes.io/tls":
+        return []
+    data = obj.get("data") or {}
+    problem = key_pair_problem(base64.b64decode(data.get("tls.crt") or ""), base64.b64decode(data.get("tls.key") or ""))
+    return [problem] if problem else []
+
+
+def key_pair_problem(certificate: bytes, key: bytes) -> str:
+    """What Go's TLS library says about this pair; empty when certificate and key belong together."""
+    if b"-----BEGIN" not in certificate:
+        return "tls: failed to find any PEM data in certificate input"
+    if b"-----BEGIN CERTIFICATE-----" not in certificate:
+        return 'tls: failed to find "CERTIFICATE" PEM block in certificate input after skipping PEM blocks'
+    if b"-----BEGIN" not in key:
+        return "tls: failed to find any PEM data in key input"
+    try:
+        leaf = x509.load_pem_x509_certificates(certificate)[0]
+    except ValueError as error:
+        return f"x509: malformed certificate: {error}"
+    try:
+        public = load_pem_private_key(key, None).public_key()
+    except (ValueError, TypeError):
+        return "tls: failed to parse private key"
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if leaf.public_key().public_bytes(*form) != public.public_bytes(*form):
+        return "tls: private key does not match public key"
+    return ""
