@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from . import options, protobuf, status
+from . import crds, options, protobuf, status
 from .api import AdmissionAttributes, timestamp
 from .objects import convert, item_prefix, list_item
 from .reading import Selection, join, select, show
@@ -165,6 +165,9 @@ def _after_delete(api: Api, kind: KindInfo, stored: Stored, wanted: DeleteOption
     if kind.storage == "namespaces":
         return _terminate_namespace(api, obj)
     finalizers = _with_propagation(kind, metadata.get("finalizers") or [], wanted.propagation)
+    if kind.storage == crds.RESOURCE and not metadata.get("deletionTimestamp"):
+        # a definition goes after its instances
+        finalizers.append(crds.CLEANUP)
     if finalizers:
         metadata["finalizers"] = finalizers
     else:

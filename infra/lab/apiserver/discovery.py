@@ -60,7 +60,8 @@ def _resources(registry: Registry, group: str, version: str) -> JSON:
     for kind in kinds:
         resources.append(_resource(kind))
         resources.extend(_subresource(kind, sub) for sub in kind.subresources)
-    resources.sort(key=lambda resource: str(resource["name"]))
+    if not any(kind.custom for kind in kinds):
+        resources.sort(key=lambda resource: str(resource["name"]))
     head = {"kind": "APIResourceList", **({"apiVersion": "v1"} if group else {})}
     return {**head, "groupVersion": f"{group}/{version}" if group else version, "resources": resources}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,6 +59,10 @@ class KindInfo:
     custom: bool = False
     # storage key when it is not this resource's own: events.k8s.io/events are the core events in other words
     stored_as: str = ""
+    # custom resources: the version objects are stored in, the schema, the columns of tables
+    storage_version: str = ""
+    schema: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    printer_columns: tuple[Mapping[str, Any], ...] = field(default=(), hash=False, repr=False)
     # where the scale subresource finds replicas and selector ("spec", "status", "selector" -> dotted path)
     scale_paths: Mapping[str, str] = field(default_factory=lambda: SCALE_PATHS, hash=False)
 

@@ -26,13 +26,18 @@ def ordered(obj: JSON, kind: KindInfo) -> JSON:
 def canonical(obj: JSON, kind: KindInfo) -> JSON:
     """The object as a typed server would write it back: known order of fields, empty structures spelled out."""
     struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
-    return ordered(schema_codec.normalise(struct, obj) if struct else obj, kind)
+    if struct:
+        return ordered(schema_codec.normalise(struct, obj), kind)
+    metadata = schema_codec.normalise(schema.struct(schema.OBJECT_META), obj.get("metadata") or {})
+    return ordered({**obj, "metadata": metadata}, kind)
 
 
 def stored_form(obj: JSON, kind: KindInfo) -> JSON:
     """A canonical object of `kind` in the version it is stored in."""
     if kind.stored_as == "events":
         return canonical(events.to_core(obj), CORE_EVENT)
+    if kind.storage_version and kind.storage_version != kind.version:
+        return {**obj, "apiVersion": f"{kind.group}/{kind.storage_version}"}
     return obj
 
 

@@ -14,6 +14,7 @@ from .api import Api
 from .app import App
 from .bootstrap import create_defaults, ensure_client_ca
 from .certificates import ClusterPki, write_kubeconfig
+from .crds import CustomResources
 from .faults import Faults
 from .protocol import https_protocol
 from .tls import server_context
@@ -45,6 +46,7 @@ class ApiServer:
         self.app = App(self.api, self.access.authenticator, self.access.authorizer, self.faults)
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
+        self.custom_resources = CustomResources(self.api)
         create_defaults(self.api)
         ensure_client_ca(self.api, self.pki.ca_pem, self.pki.front_proxy_ca.read_text())
         # What came before the first request is nobody's history.

@@ -52,6 +52,9 @@ def prepare_create(api: Api, kind: KindInfo, obj: dict[str, Any]) -> None:
             _allocate_cluster_ip(api, obj)
         case "jobs.batch":
             _label_job(obj)
+        case "customresourcedefinitions.apiextensions.k8s.io":
+            versions = obj["spec"].get("versions") or []
+            obj["status"] = {"storedVersions": [version["name"] for version in versions if version.get("storage")]}
         case "daemonsets.apps":
             metadata.setdefault("annotations", {})[TEMPLATE_GENERATION] = "1"
         case csr.RESOURCE:

@@ -49,6 +49,7 @@ def render(
     from .columns import columns_of
 
     columns = columns_of(kind)
+    metadata = {name: value for name, value in metadata.items() if value != ""}
     return dumps(
         {
             "kind": "Table",
@@ -95,9 +96,9 @@ def human_duration(seconds: float) -> str:
     return f"{years}y"
 
 
-def since(moment: str | None, now: datetime) -> str:
+def since(moment: str | None, now: datetime, absent: str = "<unknown>") -> str:
     """Age of a timestamp as the server prints it."""
     if not moment:
-        return "<unknown>"
+        return absent
     text = moment.replace("Z", "+00:00")
     return human_duration((now - datetime.fromisoformat(text).astimezone(UTC)).total_seconds())

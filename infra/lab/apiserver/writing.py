@@ -10,7 +10,19 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from . import apply, defaults, deleting, fieldvalidation, options, patch, protobuf, status, strategy, yaml_codec
+from . import (
+    apply,
+    custom_schema,
+    defaults,
+    deleting,
+    fieldvalidation,
+    options,
+    patch,
+    protobuf,
+    status,
+    strategy,
+    yaml_codec,
+)
 from .api import AdmissionAttributes, manager_of
 from .objects import canonical, convert, stored_form
 from .pending import validation
@@ -42,7 +54,7 @@ def decode(request: Request, kind: KindInfo) -> JSON:
     content_type = request.content_type
     mode = request.query.get("fieldValidation") or "Warn"
     if content_type == "application/vnd.kubernetes.protobuf":
-        body: bytes | JSON = protobuf.decode(request.body)
+        body: bytes | JSON = protobuf.decode(request.body, kind.kind)
     elif content_type == "application/json":
         body = request.body
     elif content_type == "application/yaml":
@@ -50,8 +62,39 @@ def decode(request: Request, kind: KindInfo) -> JSON:
     else:
         raise status.unknown_body_format(ACCEPTED_BODIES)
     obj, warnings = fieldvalidation.check(kind, body, mode)
+    if kind.custom:
+        warnings += _prune(kind, obj, mode)
     request.warnings.extend(warnings)
     return obj
+
+
+def _prune(kind: KindInfo, obj: JSON, mode: str) -> list[str]:
+    """Drop what a custom resource's schema does not know; warnings about it, or 400 if validation is strict."""
+    unknown = [f'unknown field "{path}"' for path in custom_schema.prune(obj, kind.schema)]
+    if unknown and mode == "Strict":
+        words = fieldvalidation.strict_words(unknown)
+        raise fieldvalidation.cannot_handle(kind, kind.version, kind.kind, words)
+    return unknown if mode == "Warn" else []
+
+
+def complete(kind: KindInfo, obj: JSON) -> None:
+    """Defaults of a built-in kind, or of a custom resource's schema. In place."""
+    if kind.custom:
+        custom_schema.apply_defaults(obj, kind.schema)
+    else:
+        defaults.apply_defaults(kind, obj)
+
+
+def check(kind: KindInfo, obj: JSON, old: JSON | None = None, subresource: str = "") -> None:
+    """422 for an object which must not be stored."""
+    validation.validate(kind, obj, old, subresource)
+    if not kind.custom:
+        return
+    causes = custom_schema.validate(obj, kind.schema)
+    if kind.scale_paths:
+        causes += custom_schema.validate_scale(obj, kind.scale_paths["spec"])
+    if causes:
+        raise status.invalid(kind.kind, obj["metadata"].get("name", ""), causes, kind.group)
 
 
 def check_namespace(request: Request, kind: KindInfo, obj: JSON) -> None:
@@ -85,7 +128,7 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
     metadata = obj["metadata"]
     if metadata.get("resourceVersion"):
         raise status.plain_error("resourceVersion should not be set on objects to be created")
-    defaults.apply_defaults(kind, obj)
+    complete(kind, obj)
     if not applied:
         apply.track_update(kind, None, obj, manager_of(request), "Update", "", api.now())
     attributes = AdmissionAttributes(
@@ -99,7 +142,7 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
     )
     await api.admission.mutate(attributes)
     obj = attributes.obj or obj
-    defaults.apply_defaults(kind, obj)
+    complete(kind, obj)
     metadata = obj["metadata"]
     generated = not metadata.get("name") and bool(metadata.get("generateName"))
     for attempt in range(NAME_ATTEMPTS):
@@ -109,7 +152,7 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
             metadata["uid"] = api.new_uid()
             metadata["creationTimestamp"] = api.timestamp()
             strategy.prepare_create(api, kind, obj)
-            validation.validate(kind, obj)
+            check(kind, obj)
             attributes.obj, attributes.name = obj, metadata["name"]
             await api.admission.validate(attributes)
             obj = canonical(obj, kind)
@@ -180,7 +223,7 @@ async def patch_object(api: Api, request: Request, subresource: str = "") -> Res
     """PATCH in its four forms."""
     kind, info = request.kind, request.info
     content_type = request.content_type
-    if content_type not in PATCH_TYPES or (kind.custom and content_type.startswith("application/strategic")):
+    if content_type not in PATCH_TYPES:
         raise status.unsupported_media_type()
     options.check_write(request, "PatchOptions")
     if content_type == "application/apply-patch+yaml":
@@ -192,6 +235,8 @@ async def patch_object(api: Api, request: Request, subresource: str = "") -> Res
     def patched(current: JSON) -> JSON:
         mode = request.query.get("fieldValidation") or "Warn"
         new, warnings = patch.apply_patch(kind, current, content_type, request.body, mode)
+        if kind.custom:
+            warnings = warnings + _prune(kind, new, mode)
         request.warnings.extend(text for text in warnings if text not in request.warnings)
         return new
 
@@ -286,7 +331,7 @@ async def _change_once(
     elif wanted and wanted != stored.rv:
         raise status.conflict(kind.plural, request.info.name, kind.group)
     metadata["resourceVersion"] = before["resourceVersion"]
-    defaults.apply_defaults(kind, obj)
+    complete(kind, obj)
     strategy.prepare_update(kind, obj, old, subresource)
     if not applied:
         apply.track_update(kind, old, obj, manager_of(request), "Update", subresource, api.now())
@@ -304,9 +349,9 @@ async def _change_once(
     await api.admission.mutate(attributes)
     if attributes.obj is not None and attributes.obj is not obj:
         obj = attributes.obj
-        defaults.apply_defaults(kind, obj)
+        complete(kind, obj)
     strategy.prepare_update(kind, obj, old, subresource)
-    validation.validate(kind, obj, old, subresource)
+    check(kind, obj, old, subresource)
     obj = canonical(obj, kind)
     attributes.obj = obj
     await api.admission.validate(attributes)
