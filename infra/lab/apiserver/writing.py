@@ -25,7 +25,6 @@ from . import (
 )
 from .api import AdmissionAttributes, manager_of
 from .objects import canonical, convert, stored_form
-from .pending import validation
 from .reading import show
 from .store import ConflictError, Stored
 
