@@ -21,6 +21,7 @@ from . import (
     protobuf,
     status,
     strategy,
+    validation,
     yaml_codec,
 )
 from .api import AdmissionAttributes, manager_of
