@@ -72,15 +72,24 @@ class Access:
             return Response.json(issued, 201)
         return await self.kubelets.handle(request)
 
-    def openid_configuration(self, url: str) -> dict[str, Any]:
-        """The discovery document of the token issuer (OpenID Connect Discovery 1.0), for relying parties."""
-        return {
-            "issuer": ISSUER,
-            "jwks_uri": f"{url}/openid/v1/jwks",
-            "response_types_supported": ["id_token"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-        }
+    def openid(self, path: str, base: str) -> Response | None:
+        """The token issuer's public documents for relying parties; None for any other path.
+
+        OpenID Connect Discovery 1.0 section 4 and RFC 7517; `base` is the server's own URL.
+        """
+        match path.rstrip("/"):
+            case "/openid/v1/jwks":
+                return Response.json(self.signing_key.jwks())
+            case "/.well-known/openid-configuration":
+                document = {
+                    "issuer": ISSUER,
+                    "jwks_uri": f"{base}/openid/v1/jwks",
+                    "response_types_supported": ["id_token"],
+                    "subject_types_supported": ["public"],
+                    "id_token_signing_alg_values_supported": ["RS256"],
+                }
+                return Response.json(document)
+        return None
 
     async def close(self) -> None:
         """Close the connections to kubelets and webhooks; they are opened again when needed."""

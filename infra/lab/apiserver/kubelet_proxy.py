@@ -182,9 +182,9 @@ def _container(pod: dict[str, Any], asked: str) -> str:
     raise bad_request(message)
 
 
-def _truth(text: str) -> bool:
-    """A boolean query parameter as API machinery reads it: anything but false, 0 and nothing is true."""
-    return text.lower() not in ("", "false", "0")
+def _truth(query: Query, parameter: str) -> bool:
+    """A boolean query parameter: given without a value it is true; what is no boolean counts as not given."""
+    return parameter in query and query.get(parameter).lower() in ("", "1", "t", "true")
 
 
 def _log_options(name: str, query: Query) -> dict[str, str]:
@@ -199,7 +199,7 @@ def _log_options(name: str, query: Query) -> dict[str, str]:
         causes.append(forbidden_field("", "at most one of `sinceTime` or `sinceSeconds` may be specified"))
     if causes:
         raise invalid("PodLogOptions", name, causes)
-    out = {flag: "true" for flag in ("follow", "previous", "timestamps") if _truth(query.get(flag))}
+    out = {flag: "true" for flag in ("follow", "previous", "timestamps") if _truth(query, flag)}
     for parameter in ("sinceSeconds", "sinceTime", "tailLines", "limitBytes"):
         if query.get(parameter):
             out[parameter] = query.get(parameter)
@@ -213,7 +213,7 @@ def _stream_options(subresource: str, query: Query) -> list[tuple[str, str]]:
         return [("port", ",".join(ports))] if ports else []
     out: list[tuple[str, str]] = []
     for ours, theirs in (("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")):
-        if _truth(query.get(ours)):
+        if _truth(query, ours):
             out.append((theirs, "1"))
     if subresource == "exec":
         out += [("command", word) for word in query.all("command")]
