@@ -132,6 +132,10 @@ class App:
             return openapi.answer(self.api.registry, request)
         if first == "lab":
             return self.faults.answer(request)
+        if self.api.access is not None and request.method == "GET":
+            document = self.api.access.openid(request.path, f"https://{request.headers.get('host', '')}")
+            if document is not None:
+                return document
         return health.answer(request)
 
     @staticmethod

@@ -187,7 +187,7 @@ class KubeletServer:
                 await portforward.serve(call, worker.ip)
                 return False
             case ["exec" | "attach" | "run" as what, *_]:
-                raise RefusedError(501, f"{what} is not supported: the lab's containers run no host processes")
+                raise RefusedError(404, f"{what} is not supported: the lab's containers run no host processes")
         raise RefusedError(404, "404 page not found")
 
     async def _logs(self, call: Call, namespace: str, pod: str, name: str) -> None:
