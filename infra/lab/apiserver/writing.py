@@ -153,6 +153,7 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
             metadata["creationTimestamp"] = api.timestamp()
             strategy.prepare_create(api, kind, obj)
             check(kind, obj)
+            request.warnings.extend(validation.warnings(kind, obj))
             attributes.obj, attributes.name = obj, metadata["name"]
             await api.admission.validate(attributes)
             obj = canonical(obj, kind)
@@ -352,6 +353,7 @@ async def _change_once(
         complete(kind, obj)
     strategy.prepare_update(kind, obj, old, subresource)
     check(kind, obj, old, subresource)
+    request.warnings.extend(validation.warnings(kind, obj))
     obj = canonical(obj, kind)
     attributes.obj = obj
     await api.admission.validate(attributes)
