@@ -97,9 +97,13 @@ class TlsStream:
 
     def close(self) -> None:
         """Stop reading and close the socket; `aclose` says good-bye before."""
-        if self._pump is not None:
-            self._pump.cancel()
-        self._socket.close()
+        if self._pump is None or self._pump.done():
+            self._socket.close()
+            return
+        # Not before the pump is gone: a cancelled sock_recv takes its file descriptor off the selector a moment later,
+        # and by then the number may belong to a new connection.
+        self._pump.add_done_callback(lambda _: self._socket.close())
+        self._pump.cancel()
 
     async def aclose(self) -> None:
         """Send what is queued and the closing alert, then close."""
