@@ -146,12 +146,8 @@ class DeploymentController:
         if not create:
             return None
         new = await self._create_set(item, others, revision)
-        await self._set_revision(item, revision)
         newest = self.deployments.objects.get(key_of(item), item)
-        conditions = deployment_status.created_conditions(newest, new)
-        if conditions is not None:
-            status = {**(newest.get("status") or {}), "conditions": conditions}
-            await self.context.write_status(DEPLOYMENTS, newest, status)
+        await self._set_revision(item, revision, deployment_status.created_conditions(newest, new))
         return new
 
     async def _create_set(self, item: JSON, others: list[JSON], revision: str) -> JSON:
@@ -194,10 +190,19 @@ class DeploymentController:
             self.sets.observe(answer)
             return answer
 
-    async def _set_revision(self, item: JSON, revision: str) -> None:
-        if (item["metadata"].get("annotations") or {}).get(REVISION) != revision:
-            body = {"metadata": {"annotations": {REVISION: revision}}}
-            self.deployments.observe(await self.context.client.patch(path_of(DEPLOYMENTS, item), body))
+    async def _set_revision(self, item: JSON, revision: str, conditions: list[JSON] | None = None) -> None:
+        """Write the revision annotation (and conditions) through the status subresource, as a real controller does.
+
+        A change of annotations through the object itself would count as a new generation of a Deployment.
+        """
+        newest = self.deployments.objects.get(key_of(item), item)
+        notes = newest["metadata"].get("annotations") or {}
+        if notes.get(REVISION) == revision and conditions is None:
+            return
+        body = {**newest, "metadata": {**newest["metadata"], "annotations": {**notes, REVISION: revision}}}
+        if conditions is not None:
+            body["status"] = {**(newest.get("status") or {}), "conditions": conditions}
+        self.deployments.observe(await self.context.client.replace(f"{path_of(DEPLOYMENTS, item)}/status", body))
 
     async def _patch_set(self, item: JSON, body: JSON) -> JSON:
         answer = await self.context.client.patch(path_of(SETS, item), body)
