@@ -98,7 +98,9 @@ def validate(kind: KindInfo, new: Object, old: Object | None = None, subresource
         if rule and not subresource:
             causes += rule(new, old)
     if causes:
-        raise invalid(kind.kind, metadata.get("name") or "", causes, kind.group)
+        # events of either group are validated as core events, and say so
+        group = "" if kind.stored_as == "events" else kind.group
+        raise invalid(kind.kind, metadata.get("name") or "", causes, group)
 
 
 def warnings(kind: KindInfo, obj: Object) -> list[str]:
