@@ -137,7 +137,9 @@ def _places_behind(
             if phase is Phase.DISTRUST and roots != {new}:
                 yield f"{cluster.name}: {place} holds {_short(roots)}"
         if phase is Phase.ISSUE and (cluster.issuer is None or new not in cluster.issuer.anchors):
-            yield f"{cluster.name}: issuer " + ("cannot be read" if cluster.issuer is None else "chains to old roots")
+            yield f"{cluster.name}: issuer " + (
+                "cannot be read" if cluster.issuer is None else "does not chain to the new root"
+            )
 
 
 def _peer_behind(peer: Peer, phase: Phase, needed: frozenset[Fingerprint], new: Fingerprint) -> str:
@@ -150,7 +152,7 @@ def _peer_behind(peer: Peer, phase: Phase, needed: frozenset[Fingerprint], new: 
         case Phase.ISSUE:
             if peer.leaf is None:
                 return f"leaf cannot be read ({peer.unreadable or 'no reason given'})"
-            return "" if new in peer.leaf.anchors else f"leaf of old roots until {peer.leaf.not_after:%F %T}Z"
+            return "" if new in peer.leaf.anchors else f"leaf of other roots until {peer.leaf.not_after:%F %T}Z"
         case Phase.DISTRUST:
             if peer.trusts is None:
                 return f"trust store cannot be read ({peer.unreadable or 'no reason given'})"

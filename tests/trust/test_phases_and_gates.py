@@ -144,6 +144,27 @@ def test_a_broken_domain_is_refused_and_not_waited_for() -> None:
         may_enter(Phase.TRUST, expired, GONE, NEW, NOW).require()
 
 
+def test_a_leaf_of_a_third_root_keeps_distrust_shut_although_everybody_would_still_trust_it() -> None:
+    everything = only(OLD, NEW, OTHER)
+    third = peer("third", trusts=everything, anchors=only(OTHER))
+    mixed = domain(cluster([third], bundle=everything, issuer=only(NEW)))
+    found = may_enter(Phase.DISTRUST, mixed, GONE, NEW, NOW)
+    assert found.waiting_for == (f"east/app/third: leaf of other roots until {NOW + HOUR:%F %T}Z",)
+
+
+def test_a_gate_says_on_what_evidence_it_opened() -> None:
+    found = may_enter(Phase.DISTRUST, both_clusters(BOTH, NEW), GONE, NEW, NOW)
+    assert found.evidence == (
+        "now: safe",
+        "prepare: 8 of 8 peers",
+        "trust: 8 of 8 peers",
+        "with east's issuer switched: safe",
+        "with west's issuer switched: safe",
+        "issue: 8 of 8 peers",
+        "with the old roots dropped: safe",
+    )
+
+
 def test_an_old_observation_opens_nothing() -> None:
     good = both_clusters(BOTH, NEW)
     assert may_enter(Phase.DISTRUST, good, GONE, NEW, NOW + dt.timedelta(minutes=15)).open
