@@ -16,6 +16,7 @@ import random
 import socket
 from typing import TYPE_CHECKING, Any
 
+from infra.lab.linkerd.httpd import start_server
 from infra.lab.linkerd.listener import relay
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class ServiceProxy:
             finally:
                 writer.close()
 
-        return await asyncio.start_server(connected, host, port)
+        return await start_server(connected, host, port)
 
     async def _forward(
         self, key: tuple[str, str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -7,6 +7,7 @@ starts no API server of its own and is only a client of that cluster.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -82,6 +83,7 @@ class Lab:
         self._cluster: Cluster | None = None
         self._addresses: ServiceAddresses | None = None
         self._services: ServiceProxy | None = None
+        self._lock: int | None = None
         self._control: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -126,7 +128,10 @@ class Lab:
             await self.api.stop()
         if self._addresses is not None:
             self._addresses.close()
-        (self.options.directory / "lab.json").unlink(missing_ok=True)
+        if self._lock is not None:
+            (self.options.directory / "lab.json").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
 
     def describe(self) -> dict[str, Any]:
         """The content of lab.json."""
@@ -147,7 +152,7 @@ class Lab:
     async def _start(self) -> None:
         # (1) An API server, and a way to speak to it.
         directory = self.options.directory
-        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(directory)
         for leftover in ("kubeconfig", "lab.json"):
             (directory / leftover).unlink(missing_ok=True)
         admin = await self._api_server()
@@ -231,6 +236,22 @@ class Lab:
 
     def _say(self, text: str) -> None:
         self._progress(f"lab: {time.monotonic() - self._began:5.1f} s  {text}")
+
+
+def lock(directory: Path) -> int:
+    """Claim a directory for this process; the claim ends when the descriptor is closed or the process dies.
+
+    Raises:
+        BlockingIOError: If another lab runs there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BlockingIOError(f"another lab runs in {directory}; stop it or choose another --dir") from None
+    return descriptor
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -89,7 +89,24 @@ async def start(host: str, port: int, handler: Handler, *, tls: ssl.SSLContext |
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await serve_connection(reader, writer, handler)
 
-    return await asyncio.start_server(connected, host, port, ssl=tls)
+    return await start_server(connected, host, port, tls=tls)
+
+
+async def start_server(
+    connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+) -> asyncio.Server:
+    """asyncio.start_server, whose connections end quietly when the event loop does."""
+
+    async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A connection cancelled at the end of the loop is no error to report (asyncio before 3.12 prints a traceback).
+        with contextlib.suppress(asyncio.CancelledError):
+            await connected(reader, writer)
+
+    return await asyncio.start_server(quietly, host, port, ssl=tls)
 
 
 async def stop(server: asyncio.Server) -> None:

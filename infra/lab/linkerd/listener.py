@@ -109,9 +109,8 @@ class Listener:
         try:
             await stream.handshake(HANDSHAKE_SECONDS)
             await self._connected(stream.reader, stream)
-            await stream.aclose()
         finally:
-            stream.close()
+            await stream.aclose()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

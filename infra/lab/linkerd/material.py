@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -76,6 +77,11 @@ class Material:
     def chain_pem(self) -> bytes:
         """Leaf and intermediates in PEM."""
         return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in self.chain)
+
+    def load(self) -> Self:
+        """Build both contexts now, so that a handshake later needs no file; raises OSError (ssl.SSLError included)."""
+        _ = self.server, self.client
+        return self
 
     @cached_property
     def server(self) -> ssl.SSLContext:

@@ -128,7 +128,10 @@ class Proxy:
             self._authority(), name=self.name, token=token, key=key, roots_pem=self.roots_pem, current=self.material
         )
         check_chain(chain, name=self.name, key=key, roots=self.roots, now=now_utc())
-        self.material = Material(self.name, self.roots_pem, key, chain, scratch)
+        try:
+            self.material = Material(self.name, self.roots_pem, key, chain, scratch).load()
+        except OSError as error:
+            raise CertifyError(f"leaf cannot be used: {error}") from error
         self._renewals_ok += 1
         self._refreshed_at = time.time()
         self._log("INFO", f"daemon:identity: Certified identity id={self.name}")

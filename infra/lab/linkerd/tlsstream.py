@@ -34,9 +34,6 @@ class Writer(Protocol):
     def write_eof(self) -> None:
         """End the sending direction."""
 
-    def close(self) -> None:
-        """End the connection."""
-
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """`ssl_object`, as asyncio names it."""
 
@@ -95,24 +92,21 @@ class TlsStream:
         """`ssl_object`."""
         return self._tls if name == "ssl_object" else default
 
-    def close(self) -> None:
-        """Stop reading and close the socket; `aclose` says good-bye before."""
-        if self._pump is None or self._pump.done():
-            self._socket.close()
-            return
-        # Not before the pump is gone: a cancelled sock_recv takes its file descriptor off the selector a moment later,
-        # and by then the number may belong to a new connection.
-        self._pump.add_done_callback(lambda _: self._socket.close())
-        self._pump.cancel()
-
     async def aclose(self) -> None:
-        """Send what is queued and the closing alert, then close."""
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                with contextlib.suppress(ssl.SSLError):
-                    self._tls.unwrap()
-                await self._flush()
-        self.close()
+        """Send what is queued and the closing alert, then close the socket."""
+        # The reading task must be gone before the descriptor is: it would otherwise take its registration off a
+        # descriptor that by then belongs to another connection.
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        try:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    with contextlib.suppress(ssl.SSLError):
+                        self._tls.unwrap()
+                    await self._flush()
+        finally:
+            self._socket.close()
 
     async def _read_forever(self) -> None:
         try:
