@@ -92,7 +92,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
     return {**out, "resourceNames": names} if names else out
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(owner=st.lists(rules(), max_size=3), wanted=rules())
 def test_whoever_covers_a_rule_may_do_all_that_the_rule_allows(
     owner: list[dict[str, Any]], wanted: dict[str, Any]
@@ -105,7 +105,7 @@ def test_whoever_covers_a_rule_may_do_all_that_the_rule_allows(
             assert any(rule_allows(have, asked) for have in owner), (asked, owner)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(owned=rules())
 def test_everybody_covers_what_they_hold(owned: dict[str, Any]) -> None:
     assert uncovered([owned], [owned]) == []
