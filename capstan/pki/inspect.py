@@ -195,7 +195,10 @@ class Certificate:
     @property
     def signature_algorithm(self) -> str:
         """`ECDSA-SHA256`, `SHA256-RSA`, ... in the words of Go's crypto/x509, which Linkerd's checks print."""
-        digest = self.raw.signature_hash_algorithm
+        try:
+            digest = self.raw.signature_hash_algorithm
+        except UnsupportedAlgorithm:
+            return self.raw.signature_algorithm_oid.dotted_string
         name = digest.name.upper() if digest else ""
         oid = self.raw.signature_algorithm_oid
         if oid == x509.SignatureAlgorithmOID.RSASSA_PSS:

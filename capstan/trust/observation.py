@@ -106,8 +106,9 @@ class ClusterObservation:
 
     Attributes:
         bundle: Roots that a peer started now would receive.
-        declared: The same roots as other places declare them (for Linkerd: `linkerd-config`, the install's overrides);
-            keyed by place. A place that differs from `bundle` is drift.
+        declared: The same roots as other places declare them (for Linkerd: `linkerd-config`, the install's overrides,
+            and what the proxy-injector puts into a pod on a dry run, which lags behind the bundle); keyed by place. A
+            place that differs from `bundle` is drift, and gates wait for every place.
         issuer: The issuer as configured (not yet proof that anything signs with it); None if it could not be read.
         peers: Every live peer, ready or not.
         leaf_lifetime: Seconds that a leaf issued now lives, skew included.

@@ -1,6 +1,9 @@
 """Which steps a rotation has, in which order, and which of them are already true.
 
 This order is the product: `capstan.trust.explore` proves it safe, and every other order it tries unsafe.
+
+Restarts are made idempotent by a stamp on the workload. The stamp must name rotation, direction and `Step.name`: the
+restart after the switch is a different one from those of the trust and distrust phases.
 """
 
 from __future__ import annotations

@@ -115,6 +115,8 @@ def test_openssl_judges_for_the_moment_it_is_asked_about() -> None:
     issuer = make("i", ROOT, end=NOW + DAY).certificate
     assert judge(issuer, [], [ROOT.certificate], NOW + DAY, relax=STRICT).accepted
     assert not judge(issuer, [], [ROOT.certificate], NOW + DAY + SECOND, relax=STRICT).accepted
+    elsewhere = (NOW + DAY).astimezone(dt.timezone(dt.timedelta(hours=14)))
+    assert judge(issuer, [], [ROOT.certificate], elsewhere, relax=STRICT).accepted
 
 
 @pytest.mark.parametrize(("eku", "good"), [((SERVER, CLIENT), True), ((SERVER,), False), ((CLIENT,), False)])

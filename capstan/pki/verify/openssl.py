@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from OpenSSL import crypto
 
+from capstan.pki.clock import require_aware
 from capstan.pki.inspect import Certificate
 from capstan.pki.verify.answer import Answer, Relaxation, accepted, refused
 
@@ -34,14 +35,17 @@ def judge(
     With nothing relaxed, X509_STRICT also applies RFC 5280's rules about identifiers and extensions.
     """
     store = crypto.X509Store()
-    for root in roots:
-        store.add_cert(crypto.X509.from_cryptography(root.raw))
-    store.set_time(at)
+    # set_time reads the calendar fields as UTC, whatever the zone.
+    store.set_time(require_aware(at))
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | (0 if relax else crypto.X509StoreFlags.X509_STRICT))
-    below = [crypto.X509.from_cryptography(each.raw) for each in intermediates]
-    context = crypto.X509StoreContext(store, crypto.X509.from_cryptography(certificate.raw), below)
     try:
+        for root in roots:
+            store.add_cert(crypto.X509.from_cryptography(root.raw))
+        below = [crypto.X509.from_cryptography(each.raw) for each in intermediates]
+        context = crypto.X509StoreContext(store, crypto.X509.from_cryptography(certificate.raw), below)
         chain = context.get_verified_chain()
     except crypto.X509StoreContextError as e:
         return refused(NAME, str(e))
+    except crypto.Error as e:  # OpenSSL cannot even load what cryptography could
+        return refused(NAME, f"cannot be loaded: {e}")
     return accepted(NAME, tuple(Certificate(each.to_cryptography()) for each in chain))
