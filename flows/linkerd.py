@@ -45,9 +45,9 @@ def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None) -> Out
 def prepare(rotation: Rotation) -> None:
     """Read the current anchor; generate the new one, and an issuer under it. Nothing in the cluster changes."""
     with rotation.phase(Phase.PREPARE):
+        steps.await_gate(rotation, Phase.PREPARE)  # (+) every live proxy can be read, and everyone trusts everyone
         steps.preflight(rotation)  # (+) refuse to begin on a mesh that is not healthy
         steps.mint(rotation)  # (+) into the vault, once per rotation; two verifiers must agree
-        steps.await_gate(rotation, Phase.PREPARE)  # (+) every live proxy can be read, and everyone trusts everyone
 
 
 def trust(rotation: Rotation) -> None:

@@ -18,13 +18,13 @@ app = App(
     help="Turns the trust anchors of a running mesh or cluster without dropping a handshake.",
     version_flags=["--version"],
 )
-app.command("capstan.cli.check:check")
-app.command("capstan.cli.plan:plan")
-app.command("capstan.cli.rotate:rotate")
-app.command("capstan.cli.status:status")
-app.command("capstan.cli.evidence:app", name="evidence")
-app.command("capstan.cli.lab:app", name="lab")
-app.command("capstan.cli.demo:app", name="demo")
+app.command("capstan.cli.check:check", help="Check a trust domain on evidence read from every live proxy.")
+app.command("capstan.cli.plan:plan", help="Show what a rotation would do from here, changing nothing.")
+app.command("capstan.cli.rotate:rotate", help="Rotate the trust anchor and the issuer; run again, it goes on.")
+app.command("capstan.cli.status:status", help="Show where a rotation is and who is being waited for.")
+app.command("capstan.cli.evidence:app", name="evidence", help="Read and verify the signed account of a rotation.")
+app.command("capstan.cli.lab:app", name="lab", help="Run the embedded lab cluster.")
+app.command("capstan.cli.demo:app", name="demo", help="Run a whole rotation on the embedded lab, and count every handshake.")
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.table import Table
 from rich.text import Text
 
 from capstan.cli.options import DomainOptions
-from capstan.cli.output import Exit, Output, print_data, print_table, stdout
+from capstan.cli.output import Exit, Output, print_data, stdout
 from capstan.systems.base import CheckResult, Severity, Status
 from capstan.systems.opening import open_systems
 
@@ -81,12 +82,16 @@ def _as_data(results: dict[str, tuple[CheckResult, ...]], failed: bool) -> dict[
 def _print_cluster(name: str, found: tuple[CheckResult, ...], *, short: bool) -> None:
     console = stdout()
     category = ""
-    rows: list[tuple[str | Text, ...]] = []
+    rows: list[tuple[Text, Text]] = []
 
     def flush() -> None:
         if rows:
             title = f"{category} ({name})" if name else category
-            print_table(("", title), rows)
+            console.print(Text(f"{title}\n{'-' * len(title)}", style="bold"))
+            for mark, text in rows:
+                grid = Table.grid(padding=(0, 1))
+                grid.add_row(mark, text)
+                console.print(grid)
             console.print()
             rows.clear()
 

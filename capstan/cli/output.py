@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -45,14 +46,24 @@ def exit_code(error: errors.CapstanError) -> Exit:
     return Exit.FAILURE
 
 
+# Where nobody can be asked how wide the screen is: wide enough for every table, narrow enough for a review comment.
+_WIDTH = 100
+
+
 def stdout() -> Console:
     """The console for answers; plain when it is no terminal."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def stderr() -> Console:
     """The console for progress and errors."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return _console(sys.stderr)
+
+
+def _console(file: IO[str]) -> Console:
+    # COLUMNS is honoured by rich; markup is off because names and messages may hold square brackets.
+    width = None if file.isatty() or "COLUMNS" in os.environ else _WIDTH
+    return Console(file=file, highlight=False, markup=False, width=width)
 
 
 def print_error(error: errors.CapstanError) -> None:
@@ -79,11 +90,11 @@ def print_data(value: Any, output: Output) -> None:
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, upper: bool = True) -> None:
     """Rows under upper-case titles without borders, as kubectl prints them; fits 100 columns by folding cells."""
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for column in columns:
-        table.add_column(column.upper(), overflow="fold")
+        table.add_column(column.upper() if upper else column, overflow="fold")
     for row in rows:
         table.add_row(*row)
     stdout().print(table)

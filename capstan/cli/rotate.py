@@ -65,9 +65,10 @@ def run_rotation(
     prefect_local.prepare(domain.home_path())
     with live.watching(title or f"rotation of trust domain {domain.name}", handshakes) as watcher:
         watcher.step("start Prefect")
+        from flows.errors import prefect_errors
         from flows.linkerd import rotate_trust_anchor
 
-        with decided_by(_approver(approve, watcher)):
+        with decided_by(_approver(approve, watcher)), prefect_errors("rotate with Prefect"):
             return rotate_trust_anchor(domain, rotation)
 
 

@@ -78,10 +78,12 @@ def mint_target(
         Permanent, Retryable: As the vault.
     """
     tags = {ROTATION_TAG: rotation, "capstan-domain": domain}
-    shape = root_policy(_present_root(old, issuers), policy)
-    root_reference = vault.ensure(
-        secret_name(domain, "root"), _minter(lambda: mint_root(shape, shape.next_generation(old), now)), tags
-    )
+
+    def new_root() -> Minted:
+        shape = root_policy(_present_root(old, issuers), policy)
+        return mint_root(shape, shape.next_generation(old), now)
+
+    root_reference = vault.ensure(secret_name(domain, "root"), _minter(new_root), tags)
     root = minted(vault.get(root_reference), str(root_reference))
     references = {"root": root_reference}
     new_issuers: dict[str, Certificate] = {}

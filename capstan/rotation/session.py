@@ -148,6 +148,11 @@ class Rotation:
         """
         return self.required_target().root
 
+    @property
+    def new(self) -> str | None:
+        """Fingerprint of the new root; None while none is minted."""
+        return self.target.root.fingerprint if self.target else self.record().new or None
+
     def required_target(self) -> Target:
         """What was minted.
 
@@ -176,8 +181,7 @@ class Rotation:
 
     def plan(self, observation: Observation) -> Plan:
         """The steps from here."""
-        new = self.target.root.fingerprint if self.target else None
-        return plan(observation, self.old.fingerprints, new, plan_policy(self.domain))
+        return plan(observation, self.old.fingerprints, self.new, plan_policy(self.domain))
 
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:

@@ -35,7 +35,7 @@ def await_gate(rotation: Rotation, phase: Phase) -> GateResult:
     with audited_step(f"gate/{phase.value}"):
         watcher().step(f"gate before {phase.value}")
         return _await(rotation, phase, lambda seen: may_enter(
-            phase, seen, rotation.old.fingerprints, rotation.new_root.fingerprint, rotation.now(),
+            phase, seen, rotation.old.fingerprints, rotation.new, rotation.now(),
             old_leaf_refused=rotation.old_root_refused,
         ))  # fmt: skip
 
@@ -50,7 +50,7 @@ def await_convergence(rotation: Rotation) -> GateResult:
         watcher().step("gate before the refusal probe")
         return _await(
             rotation, Phase.DISTRUST,
-            lambda seen: may_probe(seen, rotation.old.fingerprints, rotation.new_root.fingerprint, rotation.now()),
+            lambda seen: may_probe(seen, rotation.old.fingerprints, rotation.new, rotation.now()),
         )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _await(rotation: Rotation, phase: Phase, judge: Callable[[Observation], Gate
         seen = rotation.observe()
         result = judge(seen)
         if behind is not None:
-            far = progress(seen, behind, rotation.old.fingerprints, rotation.new_root.fingerprint)
+            far = progress(seen, behind, rotation.old.fingerprints, rotation.new)
             watcher().count(far.done, far.total, far.waiting_for)
         if result.open:
             rotation.note(

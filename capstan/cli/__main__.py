@@ -1,0 +1,5 @@
+"""`python -m capstan.cli` is `capstan`."""
+
+from capstan.cli import main
+
+main()
