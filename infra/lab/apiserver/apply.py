@@ -53,10 +53,13 @@ class _Managers:
     def __init__(self, entries: list[Object] | None) -> None:
         self.sets: dict[str, FieldSet] = {}
         self.times: dict[str, str] = {}
+        # what was read, so that an untouched entry need not be written anew
+        self._read: dict[str, tuple[FieldSet, Object]] = {}
         for entry in entries or []:
             identity = _identity(entry)
             fields = managed_fields.decode(entry.get("fieldsV1"))
             self.sets[identity] = self.sets.get(identity, EMPTY) | fields
+            self._read[identity] = (fields, entry.get("fieldsV1") or {})
             if entry.get("time"):
                 self.times[identity] = entry["time"]
 
@@ -68,7 +71,8 @@ class _Managers:
             if identity in self.times:
                 entry["time"] = self.times[identity]
             entry["fieldsType"] = "FieldsV1"
-            entry["fieldsV1"] = managed_fields.encode(fields)
+            read, written = self._read.get(identity, (EMPTY, {}))
+            entry["fieldsV1"] = written if read == fields else managed_fields.encode(fields)
             order = ("manager", "operation", "apiVersion", "time", "fieldsType", "fieldsV1", "subresource")
             out.append({key: entry[key] for key in order if key in entry})
         out.sort(

@@ -28,58 +28,81 @@ class TypedError(ValueError):
     """A value that does not fit its type, in the words of the typed-object library real servers use."""
 
 
-@dataclass(frozen=True)
 class Shape:
-    """How a value is taken apart: its type (None when untyped) and the merge rules of the field it is in."""
+    """How a value is taken apart: its type and the merge rules of the field it is in.
 
-    type: schema.Type | None = None
-    field: schema.Field | None = None
-    struct: schema.Struct | None = None
-    untyped: bool = False
+    `leaf`: one field as a whole (scalars, atomic structures, maps and lists). Shapes are made once per type and field.
+    """
 
-    @property
-    def leaf(self) -> bool:
-        """One field as a whole: scalars, atomic structures, maps and lists."""
-        if self.untyped or (self.struct is not None and self.field is None and self.type is None):
+    __slots__ = ("_element", "_members", "field", "is_list", "leaf", "struct", "type", "untyped")
+
+    def __init__(
+        self,
+        kind: schema.Type | None = None,
+        field: schema.Field | None = None,
+        struct: schema.Struct | None = None,
+    ) -> None:
+        self.type = kind
+        self.field = field
+        self.struct = struct
+        self.untyped = kind is None and struct is None
+        self.is_list = kind is not None and kind.item is not None
+        self.leaf = self._is_leaf()
+        self._members: dict[str, Shape | None] = {}
+        self._element: Shape | None = None
+
+    def _is_leaf(self) -> bool:
+        if self.type is None:
             return False
-        if self.type is not None and self.type.scalar:
-            return True
-        if self.field is not None and self.field.atomic:
+        if self.type.scalar or (self.field is not None and self.field.atomic):
             return True
         if self.struct is not None:
             return self.struct.atomic
-        if self.is_list:
-            return self.field is None or self.field.list_type not in ("map", "set")
-        return False
+        return self.is_list and (self.field is None or self.field.list_type not in ("map", "set"))
+
+    def member(self, name: str) -> Shape | None:
+        """The shape of a field or map key; None when the type has no such field."""
+        if self.struct is None:
+            # every key of a map has the same shape
+            name = ""
+        if name not in self._members:
+            self._members[name] = self._new_member(name)
+        return self._members[name]
+
+    def _new_member(self, name: str) -> Shape | None:
+        if self.struct is not None:
+            field = self.struct.by_name.get(name)
+            return _of(field.type, field) if field else None
+        if self.type is not None and self.type.value is not None:
+            return _of(self.type.value, None)
+        return UNTYPED
 
     @property
-    def is_list(self) -> bool:
-        return self.type is not None and self.type.item is not None
+    def element(self) -> Shape:
+        """The shape of a list's elements."""
+        if self._element is None:
+            item = self.type.item if self.type else None
+            self._element = _of(item, None) if item is not None else UNTYPED
+        return self._element
 
 
-def root(struct: schema.Struct | None) -> Shape:
-    """The shape of a whole object; None for kinds without a type."""
-    return Shape(struct=struct) if struct else Shape(untyped=True)
+UNTYPED = Shape()
 
 
 def _of(kind: schema.Type, field: schema.Field | None) -> Shape:
     return Shape(kind, field, schema.struct(kind.struct) if kind.struct else None)
 
 
-def member(shape: Shape, name: str) -> Shape | None:
-    """The shape of a field or map key; None when the type has no such field."""
-    if shape.struct is not None:
-        field = shape.struct.by_name.get(name)
-        return _of(field.type, field) if field else None
-    if shape.type is not None and shape.type.value is not None:
-        return _of(shape.type.value, None)
-    return Shape(untyped=True)
+_ROOTS: dict[str, Shape] = {}
 
 
-def element(shape: Shape) -> Shape:
-    """The shape of a list's elements."""
-    item = shape.type.item if shape.type else None
-    return _of(item, None) if item is not None else Shape(untyped=True)
+def root(struct: schema.Struct | None) -> Shape:
+    """The shape of a whole object; None for kinds without a type."""
+    if struct is None:
+        return UNTYPED
+    if struct.name not in _ROOTS:
+        _ROOTS[struct.name] = Shape(struct=struct)
+    return _ROOTS[struct.name]
 
 
 def opens(shape: Shape, value: Any) -> bool:
@@ -93,7 +116,7 @@ def key_of(shape: Shape, item: Any, position: int = 0) -> str:
     """The path element of a list's element. Raises TypedError when it lacks a key that has no default."""
     if shape.field is not None and shape.field.list_type == "map":
         keys: Object = {}
-        inner = element(shape).struct
+        inner = shape.element.struct
         for name in shape.field.list_keys:
             value = item.get(name) if isinstance(item, dict) else None
             if value is None and inner is not None and name in inner.by_name:
@@ -110,11 +133,11 @@ def children(shape: Shape, value: Any) -> Iterator[tuple[str, Shape, Any]]:
     """Path element, shape and value of everything directly below a value that `opens`."""
     if isinstance(value, dict):
         for name, entry in value.items():
-            below = member(shape, name)
+            below = shape.member(name)
             if below is not None:
                 yield f"f:{name}", below, entry
     else:
-        below = element(shape)
+        below = shape.element
         for position, item in enumerate(value):
             yield key_of(shape, item, position), below, item
 
@@ -195,7 +218,7 @@ def check_types(shape: Shape, value: Any, path: Path = ()) -> Iterator[str]:
         yield f"{where}: expected map, got {_unstructured(value)}"
     else:
         for name, entry in value.items():
-            below = member(shape, name)
+            below = shape.member(name)
             if below is None:
                 yield f"{show((*path, f'f:{name}'))}: field not declared in schema"
             else:
@@ -216,7 +239,7 @@ def _check_items(shape: Shape, value: list[Any], path: Path) -> Iterator[str]:
             if name in seen:
                 yield f"{show(path)}: duplicate entries for key {show((name,))}"
             seen.add(name)
-        yield from check_types(element(shape), item, (*path, name))
+        yield from check_types(shape.element, item, (*path, name))
 
 
 def _unstructured(value: object) -> str:
@@ -265,7 +288,7 @@ def show(path: Path) -> str:
 def encode(fields: Iterable[Path]) -> Object:
     """`fieldsV1` of a set: nested objects, ``.`` where a field with children is a member itself."""
     out: Object = {}
-    for path in sorted(fields, key=lambda path: [_rank(name) for name in path]):
+    for path in fields:
         here = out
         for name in path:
             here = here.setdefault(name, {})
@@ -329,7 +352,7 @@ def merge(shape: Shape, live: Any, applied: Any) -> Any:
     if isinstance(applied, dict) and isinstance(live, dict):
         out = dict(live)
         for name, entry in applied.items():
-            below = member(shape, name) or Shape(untyped=True)
+            below = shape.member(name) or UNTYPED
             out[name] = merge(below, live[name], entry) if name in live else entry
         return out
     if isinstance(applied, list) and isinstance(live, list):
@@ -339,7 +362,7 @@ def merge(shape: Shape, live: Any, applied: Any) -> Any:
 
 def _merge_lists(shape: Shape, live: list[Any], applied: list[Any]) -> list[Any]:
     """Applied elements in the order applied, each after the elements that stood before it."""
-    below = element(shape)
+    below = shape.element
     old = {key_of(shape, item): item for item in live}
     new = {key_of(shape, item): item for item in applied}
     waiting = list(old)

@@ -17,6 +17,8 @@ from infra.lab.apiserver.status import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from infra.lab.apiserver.kinds import KindInfo
 
 JSON_PATCH = "application/json-patch+json"
@@ -51,25 +53,22 @@ def apply_patch(
     """
     media = content_type.split(";")[0].strip()
     struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
-    before = schema_codec.normalise(struct, current) if struct else copy.deepcopy(current)
+    document = copy.deepcopy(current)
     if media == JSON_PATCH:
-        touched = _json_patch(before, body)
-        return _typed(struct, before, _value(_encode(before, touched)), mode, [])
+        touched = _json_patch(document, body)
+        return _typed(struct, document, lambda: _encode(document, touched), mode, [])
     if media == MERGE_PATCH:
         patch = _object(body, "error decoding patch: ")
         touched = []
-        after = _merge(before, patch, touched)
-        return _typed(struct, after, _value(_encode(after, touched)), mode, schema_codec.duplicates(patch))
+        _merge(document, patch, touched)
+        return _typed(struct, document, lambda: _encode(document, touched), mode, schema_codec.duplicates(patch))
     if media == STRATEGIC_PATCH and not kind.custom:
         patch = _object(body, "")
-        after = patch_strategic.merge(struct, before, patch)
-        return _typed(struct, after, go_json.quote(go_json.show(patch)), mode, schema_codec.duplicates(patch))
+        shown, repeated = go_json.show(patch), schema_codec.duplicates(patch)
+        merged = patch_strategic.merge_into(struct, document, patch)
+        return _typed(struct, merged, lambda: shown, mode, repeated, unstructured=True)
     accepted = [JSON_PATCH, MERGE_PATCH, *([] if kind.custom else [STRATEGIC_PATCH]), APPLY_PATCH]
     raise unknown_body_format(accepted)
-
-
-def _value(document: str) -> str:
-    return go_json.quote(document)
 
 
 def _parse(body: bytes, prefix: str) -> Any:
@@ -90,25 +89,31 @@ def _object(body: bytes, prefix: str) -> Object:
 
 
 def _typed(
-    struct: schema.Struct | None, after: Object, shown: str, mode: str, complaints: list[str]
+    struct: schema.Struct | None,
+    after: Object,
+    shown: Callable[[], str],
+    mode: str,
+    complaints: list[str],
+    *,
+    unstructured: bool = False,
 ) -> tuple[Object, list[str]]:
     """Decode the patched document into its type; `shown` is how an error prints the document."""
     if struct is None:
         decoded, found = after, complaints
     else:
-        decoder = schema_codec.Decoder(unstructured=shown.startswith('"map['))
+        decoder = schema_codec.Decoder(unstructured=unstructured)
         try:
             decoded = decoder.decode(struct, after)
         except schema_codec.DecodeError as error:
-            raise _invalid_patch(shown, str(error)) from None
+            raise _invalid_patch(shown(), str(error)) from None
         found = [*complaints, *decoder.unknown]
     if found and mode == "Strict":
-        raise _invalid_patch(shown, "strict decoding error: " + ", ".join(found))
+        raise _invalid_patch(shown(), "strict decoding error: " + ", ".join(found))
     return decoded, (found if mode == "Warn" else [])
 
 
 def _invalid_patch(shown: str, message: str) -> ApiStatusError:
-    return invalid("", "", [invalid_value("patch", shown, message)])
+    return invalid("", "", [invalid_value("patch", go_json.quote(shown), message)])
 
 
 def _encode(document: Object, touched: list[Object]) -> str:
@@ -167,7 +172,7 @@ def _json_patch(document: Object, body: bytes) -> list[Object]:
     return touched
 
 
-class _Inapplicable(Exception):  # noqa: N818  (a signal within this module)
+class _Inapplicable(Exception):
     """The operation cannot be carried out."""
 
 

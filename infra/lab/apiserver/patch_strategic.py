@@ -21,13 +21,13 @@ DELETE_PRIMITIVES = "$deleteFromPrimitiveList/"
 Object = dict[str, Any]
 
 
-def merge(struct: schema.Struct | None, original: Object, patch: Object) -> Object:
-    """`original` with `patch` merged into it; neither is changed.
+def merge_into(struct: schema.Struct | None, original: Object, patch: Object) -> Object:
+    """`original` with `patch` merged into it; both are used up.
 
     `struct` is the type of the objects, None for maps and untyped parts, whose lists are replaced.
     Raises ApiStatusError: 400 for malformed directives, 500 for a list element without its merge key, as real servers.
     """
-    return _merge_map(struct, copy.deepcopy(original), copy.deepcopy(patch))
+    return _merge_map(struct, original, patch)
 
 
 def _field(struct: schema.Struct | None, name: str) -> schema.Field | None:

@@ -110,6 +110,16 @@ class Struct:
         return {entry.name: entry for entry in self.fields}
 
     @cached_property
+    def rank(self) -> dict[str, int]:
+        """Position of each field in the JSON encoding."""
+        return {entry.name: position for position, entry in enumerate(self.fields)}
+
+    @cached_property
+    def always(self) -> tuple[Field, ...]:
+        """Fields which are encoded even when they are empty."""
+        return tuple(f for f in self.fields if f.keep or (f.type.always_encoded and not f.omitzero))
+
+    @cached_property
     def by_number(self) -> dict[int, Field]:
         return {entry.number: entry for entry in self.declared if entry.number}
 

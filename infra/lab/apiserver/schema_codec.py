@@ -13,6 +13,9 @@ from typing import Any
 from infra.lab.apiserver import schema, schema_scalars
 from infra.lab.apiserver.schema_scalars import ScalarError
 
+# What `omitempty` leaves out
+_EMPTY: tuple[Any, ...] = ("", 0, False, [], {})
+
 
 class DecodeError(Exception):
     """The first value of a document which does not fit its type; the text is that of Go's decoder."""
@@ -81,7 +84,7 @@ class Decoder:
     def decode(self, struct: schema.Struct, value: dict[str, Any]) -> dict[str, Any]:
         """The document as it comes back from the typed server. Raises DecodeError for a wrong type."""
         self._duplicates(value, "")
-        out = self._struct(struct, value, [], "")
+        out = self._struct(struct, value, None)
         if self._error:
             raise DecodeError(self._error)
         return out
@@ -93,7 +96,7 @@ class Decoder:
     def _fail(self, message: str) -> None:
         self._error = self._error or message
 
-    def _mismatch(self, value: object, kind: schema.Type, struct: schema.Struct, stack: list[str]) -> None:
+    def _mismatch(self, value: object, kind: schema.Type, struct: schema.Struct, place: _Place) -> None:
         shown, wanted = json_kind(value), kind.go_name
         if self._unstructured:
             held = {"array": "slice", "object": "map", "number": "int64"}.get(shown, shown)
@@ -108,48 +111,74 @@ class Decoder:
             return
         if shown == "number" and wanted in schema_scalars.INTEGERS:
             shown = f"number {json.dumps(value)}"
-        where = f"Go struct field {struct.go_type}.{'.'.join(stack)}"
+        where = f"Go struct field {struct.go_type}.{_fields_of(place)}"
         self._fail(f"json: cannot unmarshal {shown} into {where} of type {wanted}")
 
-    def _struct(self, struct: schema.Struct, value: dict[str, Any], stack: list[str], path: str) -> dict[str, Any]:
+    def _struct(self, struct: schema.Struct, value: dict[str, Any], place: _Place | None) -> dict[str, Any]:
         known = struct.by_name
         found: dict[str, Any] = {}
         for key, entry in value.items():
             field = known.get(key)
             if field is None:
-                self.unknown.append(f'unknown field "{_join(path, key)}"')
+                self.unknown.append(f'unknown field "{_join(_path(place), key)}"')
                 continue
-            found[key] = self._value(field.type, entry, struct, [*stack, key], _join(path, key))
+            found[key] = self._value(field.type, entry, struct, (place, key))
         return encode_fields(struct, found)
 
-    def _value(self, kind: schema.Type, value: Any, owner: schema.Struct, stack: list[str], path: str) -> Any:
+    def _value(self, kind: schema.Type, value: Any, owner: schema.Struct, place: _Place) -> Any:
         if value is None:
             return None if kind.pointer else zero(kind)
-        if kind.struct:
-            if not isinstance(value, dict):
-                self._mismatch(value, kind, owner, stack)
-                return zero(kind)
-            self._duplicates(value, path)
-            return self._struct(schema.struct(kind.struct), value, stack, path)
+        if kind.scalar:
+            return self._scalar(kind, value, owner, place)
         if kind.item is not None:
             if not isinstance(value, list):
-                self._mismatch(value, kind, owner, stack)
+                self._mismatch(value, kind, owner, place)
                 return None
-            return [self._value(kind.item, item, owner, stack, f"{path}[{n}]") for n, item in enumerate(value)]
-        if kind.value is not None:
-            if not isinstance(value, dict):
-                self._mismatch(value, kind, owner, stack)
-                return None
-            self._duplicates(value, path)
-            return {key: self._value(kind.value, value[key], owner, stack, _join(path, key)) for key in sorted(value)}
+            return [self._value(kind.item, item, owner, (place, n)) for n, item in enumerate(value)]
+        if not isinstance(value, dict):
+            self._mismatch(value, kind, owner, place)
+            return zero(kind)
+        if isinstance(value, DuplicateKeys):
+            self._duplicates(value, _path(place))
+        if kind.struct:
+            return self._struct(schema.struct(kind.struct), value, place)
+        assert kind.value is not None  # noqa: S101  (a type is a scalar, a list, a structure or a map)
+        return {key: self._value(kind.value, value[key], owner, (place, key, "")) for key in sorted(value)}
+
+    def _scalar(self, kind: schema.Type, value: Any, owner: schema.Struct, place: _Place) -> Any:
         try:
             return schema_scalars.decode(kind.scalar, value)
         except ScalarError as error:
             if error.message:
                 self._fail(error.message)
             else:
-                self._mismatch(value, kind, owner, stack)
+                self._mismatch(value, kind, owner, place)
             return zero(kind)
+
+
+# Where a value is: the place of what contains it, and its field name or list position; map keys have a third element
+_Place = tuple[Any, ...]
+
+
+def _steps(place: _Place | None) -> list[_Place]:
+    out: list[_Place] = []
+    while place is not None:
+        out.append(place)
+        place = place[0]
+    return out[::-1]
+
+
+def _path(place: _Place | None) -> str:
+    """As strict decoding shows it: ``spec.containers[0].image``."""
+    path = ""
+    for step in _steps(place):
+        path = f"{path}[{step[1]}]" if isinstance(step[1], int) else _join(path, step[1])
+    return path
+
+
+def _fields_of(place: _Place) -> str:
+    """As decoding errors show it: field names alone, without list positions and map keys."""
+    return ".".join(step[1] for step in _steps(place) if len(step) == 2 and isinstance(step[1], str))
 
 
 def _join(path: str, key: str) -> str:
@@ -167,18 +196,22 @@ def zero(kind: schema.Type) -> Any:
 
 def encode_fields(struct: schema.Struct, found: dict[str, Any]) -> dict[str, Any]:
     """`found` (decoded values by JSON name) in the order and with the omissions of the Go encoder."""
-    out: dict[str, Any] = {}
-    for field in struct.fields:
-        kind = field.type
-        present = field.name in found
-        value = found[field.name] if present else zero(kind)
-        if field.keep or (kind.always_encoded and not field.omitzero):
-            out[field.name] = value
-        elif kind.pointer:
-            if value is not None:
-                out[field.name] = value
-        elif value or (value not in (None, "", 0, False, [], {})):
-            out[field.name] = value
+    known = struct.by_name
+    out = {}
+    for field in struct.always:
+        if field.name not in found:
+            out[field.name] = zero(field.type)
+    for name, value in found.items():
+        field = known[name]
+        if (
+            field.keep
+            or (field.type.always_encoded and not field.omitzero)
+            or (value is not None and (field.type.pointer or value not in _EMPTY))
+        ):
+            out[name] = value
+    if len(out) > 1:
+        rank = struct.rank
+        return {name: out[name] for name in sorted(out, key=rank.__getitem__)}
     return out
 
 

@@ -116,6 +116,8 @@ def _time_error(text: str, layout: str, fraction: bool) -> ScalarError:
     return ScalarError(f'parsing time "{text}": day out of range')
 
 
+# Already as the server prints it, and in range whatever the month
+_PLAIN_TIME = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])T([01]\d|2[0-3])(:[0-5]\d){2}Z")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d([.,]\d+)?(Z|[+-]\d\d:\d\d)")
 
 
@@ -127,6 +129,8 @@ def _parse_instant(text: str) -> datetime:
 def _time(value: object) -> str:
     if not isinstance(value, str):
         raise ScalarError
+    if _PLAIN_TIME.fullmatch(value):
+        return value
     layout = "2006-01-02T15:04:05Z07:00"
     if not _RFC3339.fullmatch(value):
         raise _time_error(value, layout, fraction=False)
