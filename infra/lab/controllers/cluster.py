@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from infra.lab.client import ApiError, KubeClient, SharedInformers
 from infra.lab.controllers.accounts import DefaultAccounts, RootCaPublisher, TokenSecrets
+from infra.lab.controllers.cronjob import CronJobController
 from infra.lab.controllers.daemonset import DaemonSetController
 from infra.lab.controllers.deployment import DeploymentController
+from infra.lab.controllers.disruption import DisruptionController
 from infra.lab.controllers.framework import Context, Controller
+from infra.lab.controllers.garbage import GarbageCollector
+from infra.lab.controllers.job import JobController
+from infra.lab.controllers.namespace import NamespaceController
+from infra.lab.controllers.nodes import NodeLifecycle
 from infra.lab.controllers.pods import now, parse_time
 from infra.lab.controllers.replicaset import ReplicaController
 from infra.lab.controllers.scheduler import Scheduler
+from infra.lab.controllers.signing import CsrApprover, CsrSigner
 from infra.lab.controllers.statefulset import StatefulSetController
 from infra.lab.kubelet.fleet import Fleet
 from infra.lab.kubelet.runtime import PROGRAMS, Programs
@@ -140,9 +147,18 @@ def _start_controllers(cluster: Cluster, bundle: str, ca_files: tuple[Path, Path
         ),
         "statefulset": StatefulSetController(context),
         "daemonset": DaemonSetController(context),
+        "job": JobController(context),
+        "cronjob": CronJobController(context),
+        "disruption": DisruptionController(context),
+        "nodelifecycle": NodeLifecycle(context),
+        "namespace": NamespaceController(context),
+        "garbagecollector": GarbageCollector(context),
         "serviceaccount": DefaultAccounts(context),
         "serviceaccount-token": TokenSecrets(context, bundle),
         "root-ca-certificate-publisher": cluster.root_ca,
+        "csrapproving": CsrApprover(context),
     }
+    if ca_files is not None:
+        parts["csrsigning"] = CsrSigner(context, *ca_files)
     for name, part in parts.items():
         cluster.controllers[name] = part.start()

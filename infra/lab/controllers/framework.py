@@ -79,7 +79,8 @@ class Controller:
             try:
                 again = await self._reconcile(key)
             except ApiError as error:
-                self._retry(key, error)
+                if not _namespace_ends(error):
+                    self._retry(key, error)
             except Exception:
                 log.exception("controller %s failed on %s", self.name, key)
                 self._retry(key, None)
@@ -97,6 +98,14 @@ class Controller:
         if error is not None and error.status not in (404, 409):
             log.info("controller %s on %s: %s; again in %.2f s", self.name, "/".join(key), error, pause)
         self.add_after(key, pause)
+
+
+def _namespace_ends(error: ApiError) -> bool:
+    """Refused because the namespace is being deleted: what is wanted there no longer matters."""
+    if error.status != 403 or not isinstance(error.body, dict):
+        return False
+    causes = (error.body.get("details") or {}).get("causes") or []
+    return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
 
 
 class Index:
