@@ -111,8 +111,11 @@ def _stateful_set(obj: Object) -> None:
     default_unset(spec, "replicas", 1)
     default(spec, "podManagementPolicy", "OrderedReady")
     strategy = child(spec, "updateStrategy")
-    default(strategy, "type", "RollingUpdate")
-    if strategy["type"] == "RollingUpdate":
+    if not strategy.get("type"):
+        # An explicit type without its parameters stays without them.
+        strategy["type"] = "RollingUpdate"
+        child(strategy, "rollingUpdate")
+    if strategy["type"] == "RollingUpdate" and "rollingUpdate" in strategy:
         default_unset(child(strategy, "rollingUpdate"), "partition", 0)
     default_unset(spec, "revisionHistoryLimit", 10)
     retention = child(spec, "persistentVolumeClaimRetentionPolicy")
