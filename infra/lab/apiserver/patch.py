@@ -28,6 +28,8 @@ APPLY_PATCH = "application/apply-patch+yaml"
 
 MAX_OPERATIONS = 10_000
 
+DECODING = "error decoding patch: "
+
 # the position after the last element of a list (RFC 6902, section 4.1)
 APPEND = ("-",)
 
@@ -54,21 +56,27 @@ def apply_patch(
     media = content_type.split(";")[0].strip()
     struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
     document = copy.deepcopy(current)
-    if media == JSON_PATCH:
-        touched = _json_patch(document, body)
-        return _typed(struct, document, lambda: _encode(document, touched), mode, [])
-    if media == MERGE_PATCH:
-        patch = _object(body, "error decoding patch: ")
-        touched = []
-        _merge(document, patch, touched)
-        return _typed(struct, document, lambda: _encode(document, touched), mode, schema_codec.duplicates(patch))
+    if media in (JSON_PATCH, MERGE_PATCH):
+        change, repeated = (_json_patch, []) if media == JSON_PATCH else (_merge_patch, _repeated(body))
+        change(document, body)
+
+        def shown() -> str:
+            """The patched document, from one whose fields are in the order of the encoding."""
+            again = schema_codec.normalise(struct, current) if struct else copy.deepcopy(current)
+            return _encode(again, change(again, body))
+
+        return _typed(struct, document, shown, mode, repeated)
     if media == STRATEGIC_PATCH and not kind.custom:
         patch = _object(body, "")
-        shown, repeated = go_json.show(patch), schema_codec.duplicates(patch)
+        words, repeated = go_json.show(patch), schema_codec.duplicates(patch)
         merged = patch_strategic.merge_into(struct, document, patch)
-        return _typed(struct, merged, lambda: shown, mode, repeated, unstructured=True)
+        return _typed(struct, merged, lambda: words, mode, repeated, unstructured=True)
     accepted = [JSON_PATCH, MERGE_PATCH, *([] if kind.custom else [STRATEGIC_PATCH]), APPLY_PATCH]
     raise unknown_body_format(accepted)
+
+
+def _repeated(body: bytes) -> list[str]:
+    return schema_codec.duplicates(_object(body, DECODING))
 
 
 def _parse(body: bytes, prefix: str) -> Any:
@@ -128,6 +136,13 @@ def _encode(document: Object, touched: list[Object]) -> str:
 # --- JSON merge patch
 
 
+def _merge_patch(document: Object, body: bytes) -> list[Object]:
+    """Apply a merge patch to `document` in place; the objects it went through are returned."""
+    touched: list[Object] = []
+    _merge(document, _object(body, DECODING), touched)
+    return touched
+
+
 def _merge(target: Object, patch: Object, touched: list[Object]) -> Object:
     touched.append(target)
     for key, value in patch.items():
@@ -152,19 +167,18 @@ def _without_nulls(value: Any) -> Any:
 
 def _json_patch(document: Object, body: bytes) -> list[Object]:
     """Apply the operations to `document` in place; the objects they went through are returned."""
-    operations = _parse(body, "error decoding patch: ")
+    operations = _parse(body, DECODING)
     if operations is None:
         return []
     if not isinstance(operations, list):
-        raise bad_request("error decoding patch: " + go_json.unmarshal_error(operations, "[]handlers.jsonPatchOp"))
+        raise bad_request(DECODING + go_json.unmarshal_error(operations, "[]handlers.jsonPatchOp"))
     if len(operations) > MAX_OPERATIONS:
         message = f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(operations)}"
         raise ApiStatusError(413, message, "RequestEntityTooLarge")
     touched: list[Object] = []
     for operation in operations:
         if not isinstance(operation, dict):
-            words = go_json.unmarshal_error(operation, "handlers.jsonPatchOp")
-            raise bad_request(f"error decoding patch: {words}")
+            raise bad_request(DECODING + go_json.unmarshal_error(operation, "handlers.jsonPatchOp"))
         try:
             _operate(document, operation, touched)
         except (_Inapplicable, RecursionError):
