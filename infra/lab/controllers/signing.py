@@ -237,7 +237,7 @@ def sign(
 
 
 def _subject(asked: x509.Name) -> x509.Name:
-    """The subject as Go's x509 package writes it again after parsing: values of one kind become one multi-valued RDN."""
+    """The subject as Go's x509 package writes it again after parsing: values of one kind share one RDN."""
     rdns = []
     for oid in _SUBJECT_ORDER:
         values = list(dict.fromkeys(asked.get_attributes_for_oid(oid)))
