@@ -10,6 +10,9 @@ asked for, 0 is data and 1 is its error text; the first frame on each channel re
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlparse
 
@@ -188,18 +191,45 @@ def _connect(cluster: Cluster, path: str, timeout: float) -> Any:  # websocket.W
 
 
 def _tls_options(cluster: Cluster) -> dict[str, object]:
+    """How to reach the API server; one context for all streams of a cluster, because making one costs more than a
+    handshake."""
     configuration = cluster.configuration
-    if not configuration.verify_ssl:
-        options: dict[str, object] = {"cert_reqs": ssl.CERT_NONE, "check_hostname": False}
-    else:
-        options = {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": configuration.ssl_ca_cert}
-        if configuration.ssl_ca_cert is None:  # the system's roots, as urllib3 takes them
-            options.pop("ca_certs")
-        if configuration.assert_hostname is False:
-            options["check_hostname"] = False
-    if configuration.cert_file:
-        options["certfile"] = configuration.cert_file
-        options["keyfile"] = configuration.key_file
+    options: dict[str, object] = {"context": _context(_Identity.of(configuration))}
+    if not configuration.verify_ssl or configuration.assert_hostname is False:
+        options["check_hostname"] = False
     if configuration.tls_server_name:
         options["server_hostname"] = configuration.tls_server_name
     return options
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """The parts of a client's configuration that a TLS context is made of."""
+
+    verify: bool
+    check_hostname: bool
+    ca_file: str | None
+    certificate_file: str | None
+    key_file: str | None
+    changed: tuple[int, ...]
+    """When the files were last written: a pod's own CA file is replaced under it while it runs."""
+
+    @classmethod
+    def of(cls, configuration: Any) -> _Identity:
+        files = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
+        return cls(
+            bool(configuration.verify_ssl),
+            bool(configuration.verify_ssl) and configuration.assert_hostname is not False,
+            *files,
+            tuple(Path(file).stat().st_mtime_ns for file in files if file),
+        )
+
+
+@lru_cache(maxsize=64)
+def _context(identity: _Identity) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=identity.ca_file)  # without a file: the system's roots, as urllib3
+    context.check_hostname = identity.check_hostname
+    context.verify_mode = ssl.CERT_REQUIRED if identity.verify else ssl.CERT_NONE
+    if identity.certificate_file:
+        context.load_cert_chain(identity.certificate_file, identity.key_file)
+    return context
