@@ -19,7 +19,7 @@ from OpenSSL import crypto
 from .rbac import Attributes
 from .status import bad_request, unauthorized
 from .tokens import InvalidTokenError, TokenVerifier, service_account_user
-from .users import ALL_AUTHENTICATED, ANONYMOUS, SERVICE_ACCOUNT_PREFIX, User, anonymous
+from .users import ALL_AUTHENTICATED, ALL_UNAUTHENTICATED, ANONYMOUS, SERVICE_ACCOUNT_PREFIX, User, anonymous
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +78,10 @@ class ClientCertificates:
         self._known.clear()
 
     def _verify(self, chain: Sequence[bytes]) -> tuple[User | None, float]:
-        certificates = [x509.load_der_x509_certificate(der) for der in chain]
-        leaf, *rest = certificates
+        try:
+            leaf, *rest = [x509.load_der_x509_certificate(der) for der in chain]
+        except ValueError as error:
+            raise UntrustedCertificateError(f"not a certificate: {error}") from error
         verified = self._verified(leaf, rest)
         if not _for_clients(leaf):
             raise UntrustedCertificateError("the certificate is not for client authentication")
@@ -177,7 +179,9 @@ class Authenticator:
         if username.startswith(SERVICE_ACCOUNT_PREFIX) and not groups:
             namespace, _, name = username.removeprefix(SERVICE_ACCOUNT_PREFIX).partition(":")
             groups = service_account_user(namespace, name, "", {}).groups
-        if username != ANONYMOUS and ALL_AUTHENTICATED not in groups:
+        if username == ANONYMOUS:
+            groups = groups or (ALL_UNAUTHENTICATED,)
+        elif ALL_AUTHENTICATED not in groups:
             groups = (*groups, ALL_AUTHENTICATED)
         return User(username, uid, groups, extra)
 

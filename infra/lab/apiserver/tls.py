@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -121,6 +122,7 @@ class TlsProtocol(asyncio.Protocol):
         self._tls = SSL.Connection(context, None)
         self._tls.set_accept_state()
         self._established = False
+        self._flushing = False
         self._raw: asyncio.Transport  # from connection_made on
         self._timer: asyncio.TimerHandle | None = None
 
@@ -128,6 +130,10 @@ class TlsProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = cast("asyncio.Transport", transport)
+        accepted = transport.get_extra_info("socket")
+        if accepted is not None:
+            # asyncio does this only for sockets made with an explicit protocol number.
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self._raw.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -169,7 +175,10 @@ class TlsProtocol(asyncio.Protocol):
             log.debug("TLS write to %s failed: %s", self._peername(), error)
             self._raw.abort()
             return
-        self._flush()
+        if not self._flushing:
+            # Head and body of an answer are written one after the other: send them together.
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def close(self) -> None:
         """close_notify, then close after what is buffered has been sent."""
@@ -215,6 +224,7 @@ class TlsProtocol(asyncio.Protocol):
         self._flush()
 
     def _flush(self) -> None:
+        self._flushing = False
         while not self._raw.is_closing():
             try:
                 self._raw.write(self._tls.bio_read(_CHUNK))

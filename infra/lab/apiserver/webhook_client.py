@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .store import Store
 
 MAX_SECONDS = 30.0  # the largest timeoutSeconds a configuration may have
+_NONE_KEPT = httpx.Limits(max_keepalive_connections=0)
 # OpenSSL's verification results (x509_vfy.h) in Go's words
 _UNKNOWN_AUTHORITY = {2, 7, 18, 19, 20, 21, 24, 79}
 _EXPIRED = {9, 10}
@@ -47,7 +48,11 @@ class Target:
 
 
 class WebhookClient:
-    """Posts AdmissionReviews. Connections are kept per trust bundle: a new caBundle means a new handshake."""
+    """Posts AdmissionReviews, each on a connection of its own.
+
+    A real server keeps connections, on which a certificate that no longer fits goes unnoticed until they end. The lab
+    wants to notice at once.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -102,7 +107,8 @@ class WebhookClient:
         if key not in self._clients:
             # The limit of a call is the webhook's own timeoutSeconds, set around it.
             self._clients[key] = [
-                httpx.AsyncClient(verify=context, trust_env=False, timeout=MAX_SECONDS) for context in _contexts(bundle)
+                httpx.AsyncClient(verify=context, trust_env=False, timeout=MAX_SECONDS, limits=_NONE_KEPT)
+                for context in _contexts(bundle)
             ]
         return self._clients[key]
 
