@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ async def serve(call: Call, address: str) -> None:
 
 def refusal(port: int, error: OSError) -> str:
     """The text a client gets on the error stream when nothing answers on a port."""
-    return f"an error occurred forwarding {port} -> {port}: failed to connect to port {port}: {error.strerror or error}"
+    why = os.strerror(error.errno).lower() if error.errno else str(error)
+    return f"error forwarding port {port} to pod: failed to connect to port {port}: {why}"
 
 
 # WebSocket channels ------------------------------------------------------------------------------------------------
