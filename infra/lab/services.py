@@ -16,7 +16,7 @@ import random
 import socket
 from typing import TYPE_CHECKING, Any
 
-from infra.lab.linkerd.httpd import start_server
+from infra.lab.linkerd.httpd import Server
 from infra.lab.linkerd.listener import relay
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ServiceProxy:
     def __init__(self, services: Informer, pods: Informer) -> None:
         self._services = services
         self._pods = pods
-        self._listeners: dict[tuple[str, str, int], asyncio.Server] = {}
+        self._listeners: dict[tuple[str, str, int], Server] = {}
         self._turn = itertools.count()
 
     async def run(self) -> None:
@@ -83,8 +83,7 @@ class ServiceProxy:
                 await self._reconcile()
                 await self._services.changed()
         finally:
-            for server in self._listeners.values():
-                server.close()
+            await asyncio.gather(*(server.stop() for server in self._listeners.values()))
 
     def resolve(self, address: str) -> str:
         """`name.namespace.svc[.domain][.]:port` as `127.x.y.z:port`.
@@ -106,21 +105,18 @@ class ServiceProxy:
                 for port in service["spec"].get("ports") or []:
                     wanted[namespace, name, port["port"]] = (loopback, listening_port(port["port"]))
         for key in [key for key in self._listeners if key not in wanted]:
-            self._listeners.pop(key).close()
+            await self._listeners.pop(key).stop()
         for key, (host, port) in wanted.items():
             if key in self._listeners:
                 continue
             with contextlib.suppress(OSError):  # taken: tried again at the next change
                 self._listeners[key] = await self._listen(key, host, port)
 
-    async def _listen(self, key: tuple[str, str, int], host: str, port: int) -> asyncio.Server:
+    async def _listen(self, key: tuple[str, str, int], host: str, port: int) -> Server:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                await self._forward(key, reader, writer)
-            finally:
-                writer.close()
+            await self._forward(key, reader, writer)
 
-        return await start_server(connected, host, port)
+        return await Server(connected).start(host, port)
 
     async def _forward(
         self, key: tuple[str, str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -84,7 +84,7 @@ class Lab:
         self._addresses: ServiceAddresses | None = None
         self._services: ServiceProxy | None = None
         self._lock: int | None = None
-        self._control: asyncio.Server | None = None
+        self._control: httpd.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -119,7 +119,7 @@ class Lab:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         if self._control is not None:
-            await httpd.stop(self._control)
+            await self._control.stop()
         if self._cluster is not None:
             await self._cluster.stop()
         if self._client is not None:
@@ -211,7 +211,7 @@ class Lab:
 
     async def _serve_control(self, control: Control) -> None:
         self._control = await httpd.start("127.0.0.1", 0, control.handle)
-        host, port = self._control.sockets[0].getsockname()[:2]
+        host, port = self._control.address
         self.control_url = f"http://{host}:{port}"
 
     async def _first_handshakes(self, prober: Prober) -> None:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote_plus, urlsplit
 
 import h11
@@ -61,10 +61,11 @@ class Response:
 
 NOT_FOUND = Response.text("not found\n", 404)
 Handler = Callable[[Request], Awaitable[Response]]
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def serve_connection(reader: asyncio.StreamReader, writer: Writer, handler: Handler) -> None:
-    """Answer requests on one connection until either side ends it."""
+    """Answer requests on one connection until either side ends it; the caller closes the connection."""
     connection = h11.Connection(h11.SERVER)
     try:
         while True:
@@ -78,42 +79,58 @@ async def serve_connection(reader: asyncio.StreamReader, writer: Writer, handler
             connection.start_next_cycle()
     except (h11.RemoteProtocolError, ConnectionError, ssl.SSLError, TimeoutError, asyncio.IncompleteReadError):
         return
-    finally:
-        if isinstance(writer, asyncio.StreamWriter):  # a TLS stream is closed, with good-bye, by its listener
+
+
+class Server:
+    """A listening server whose open connections end with it, as a process's do. (asyncio leaves them running.)"""
+
+    def __init__(self, connected: Connected, tls: ssl.SSLContext | None = None) -> None:
+        self._connected = connected
+        self._tls = tls
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> Self:
+        """Listen; raises OSError if the address is taken."""
+        self._server = await asyncio.start_server(self._serve, host, port, ssl=self._tls)
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        if self._server is None:
+            raise RuntimeError("the server has not been started")
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return host, port
+
+    async def stop(self) -> None:
+        """Stop listening and drop what is open."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            # A connection cancelled because its server ends is no error (asyncio before 3.12 would print a traceback).
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._connected(reader, writer)
+        finally:
             writer.close()
 
 
-async def start(host: str, port: int, handler: Handler, *, tls: ssl.SSLContext | None = None) -> asyncio.Server:
-    """Listen on host:port and serve `handler`; the caller closes the server."""
+async def start(host: str, port: int, handler: Handler, *, tls: ssl.SSLContext | None = None) -> Server:
+    """Listen on host:port and serve `handler`; the caller stops the server."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await serve_connection(reader, writer, handler)
 
-    return await start_server(connected, host, port, tls=tls)
-
-
-async def start_server(
-    connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-    host: str,
-    port: int,
-    *,
-    tls: ssl.SSLContext | None = None,
-) -> asyncio.Server:
-    """asyncio.start_server, whose connections end quietly when the event loop does."""
-
-    async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A connection cancelled at the end of the loop is no error to report (asyncio before 3.12 prints a traceback).
-        with contextlib.suppress(asyncio.CancelledError):
-            await connected(reader, writer)
-
-    return await asyncio.start_server(quietly, host, port, ssl=tls)
-
-
-async def stop(server: asyncio.Server) -> None:
-    """Stop listening and drop idle connections."""
-    server.close()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(server.wait_closed(), 1.0)
+    return await Server(connected, tls).start(host, port)
 
 
 async def _read_request(connection: h11.Connection, reader: asyncio.StreamReader) -> Request | None:

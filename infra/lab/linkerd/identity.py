@@ -129,7 +129,7 @@ class Identity:
         server.add_generic_rpc_handlers((self._grpc_handler(),))
         if server.add_insecure_port(f"{self._container.ip}:{self._port}") == 0:
             self._log("fatal", f"Failed to listen on :{self._port}: address already in use")
-            await httpd.stop(admin)
+            await admin.stop()
             return 1
         await server.start()
         tasks = [asyncio.create_task(recorder.run()), asyncio.create_task(self._watch())]
@@ -144,7 +144,7 @@ class Identity:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.stop(grace=0.2)
-            await httpd.stop(admin)
+            await admin.stop()
         return 0
 
     # --- the issuer -------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ async def program(container: Container) -> int:
     finally:
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
-        await httpd.stop(webhook)
-        await httpd.stop(admin)
+        await webhook.stop()
+        await admin.stop()
         await namespaces.stop()
     return 0
 
