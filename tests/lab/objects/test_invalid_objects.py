@@ -38,8 +38,8 @@ def _causes(resource: str, obj: Object, old: Object | None = None) -> list[tuple
     try:
         validation.validate(kind, _full(kind, obj), None if old is None else _full(kind, old))
     except ApiStatusError as error:
-        assert error.code == 422
-        assert error.details is not None
+        if error.code != 422 or error.details is None:
+            raise
         return [(cause.get("field", ""), cause["message"]) for cause in error.details["causes"]]
     return []
 

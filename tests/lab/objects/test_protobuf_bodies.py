@@ -134,4 +134,5 @@ def test_random_bytes_never_break_the_decoder(noise: bytes) -> None:
         try:
             assert isinstance(protobuf.decode(body, "Pod"), dict)
         except ApiStatusError as error:
-            assert error.code == 400
+            if error.code != 400:
+                raise

@@ -20,7 +20,7 @@ _ADDED_BY_OTHERS = {"Pod", "Service", "Job", "Namespace", "TokenRequest", "Custo
 
 
 def _recorded_creates() -> list[Any]:
-    """(scenario and step, body sent, object answered) of every JSON create which succeeded and needs no placeholders."""
+    """(body sent, object answered) of every JSON create which succeeded and needs no placeholders."""
     out = []
     for path in sorted(VECTORS.glob("*.json")):
         for number, step in enumerate(json.loads(path.read_text())["steps"]):
@@ -111,7 +111,8 @@ def test_quantities_come_back_in_canonical_form(given: str, canonical: str) -> N
         ),
         (
             {"spec": {"template": {"spec": {"containers": [{"env": [{"value": 1}]}]}}}},
-            "json: cannot unmarshal number into Go struct field EnvVar.spec.template.spec.containers.env.value of type string",
+            "json: cannot unmarshal number into Go struct field "
+            "EnvVar.spec.template.spec.containers.env.value of type string",
         ),
         (
             {"metadata": {"labels": {"a": 1}}},
