@@ -7,8 +7,11 @@ Every step of a rotation raises `capstan.step` with (name, "begin" | "end"). Sec
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @contextmanager

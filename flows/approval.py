@@ -22,7 +22,7 @@ def approved(rotation: Rotation, phase: Phase) -> None:
     """
     if phase.value not in rotation.domain.policy.approvals:
         return
-    plan = rotation.plan(rotation.observe())
+    plan = rotation.plan(rotation.recent())
     record = rotation.record()
     given = record.approval_for(phase.value, plan.digest())
     if given is None and plan.entered(phase):

@@ -35,7 +35,7 @@ def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None) -> Out
         prepare(opened)
         if steps.locate(opened).number <= Phase.TRUST.number:
             trust(opened)
-        if steps.locate(opened) is Phase.ISSUE:
+        if steps.pending(opened, Phase.ISSUE):
             issue(opened)
         distrust(opened)
         steps.finish(opened)

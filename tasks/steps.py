@@ -47,6 +47,7 @@ def _step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 locate = _step("locate the phase")(Rotation.locate)
+pending = _step("what is left of the phase")(Rotation.pending)
 
 preflight = _step("preflight checks")(preparing.preflight)
 mint = _step("mint root and issuers into the vault")(preparing.mint)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def widen_bundle(rotation: Rotation, cluster: str) -> None:
     """Make every place that declares the cluster's roots hold old + new."""
     with audited_step(f"widen-bundle/{cluster}"):
+        rotation.acted()
         watcher().step("bundle := old + new", cluster)
         roots = rotation.old.union([rotation.new_root])
         _note_changes(rotation, "bundle-widened", cluster, rotation.systems[cluster].ensure_bundle(roots))
@@ -38,6 +39,7 @@ def narrow_bundle(rotation: Rotation, cluster: str) -> None:
         GateRefused: Somebody still presents a chain of an old root; nothing was written.
     """
     with audited_step(f"narrow-bundle/{cluster}"):
+        rotation.acted()
         watcher().step("bundle := new", cluster)
         only = rotation.old.union([rotation.new_root]).only([rotation.new_root.fingerprint])
         _note_changes(rotation, "bundle-narrowed", cluster, rotation.systems[cluster].ensure_bundle(only))
@@ -50,6 +52,7 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
         GateRefused: Restarting now would break it. GateTimedOut: It did not come up in time; names what holds it up.
     """
     with audited_step(f"restart-control-plane/{phase.value}/{cluster}"):
+        rotation.acted()
         watcher().step("restart control plane", cluster)
         issuer = rotation.required_target().issuers[cluster].fingerprint if phase is not Phase.TRUST else None
         report = rotation.systems[cluster].restart_control_plane(
@@ -69,6 +72,7 @@ def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
         GateTimedOut: Some did not end in time; names them.
     """
     with audited_step(f"restart-data-plane/{phase.value}/{cluster}"):
+        rotation.acted()
         watcher().step("restart workloads", cluster)
         report = rotation.systems[cluster].restart_data_plane(
             _wanted_roots(rotation, phase),
@@ -120,6 +124,7 @@ def switch_issuer(rotation: Rotation, cluster: str) -> None:
         GateRefused: A live peer or the control plane does not trust the new root; nothing was written.
     """
     with audited_step(f"switch-issuer/{cluster}"):
+        rotation.acted()
         watcher().step("issuer := new", cluster)
         target = rotation.required_target()
         issuer = material.issuer_material(rotation.vault, target.references[f"issuer/{cluster}"])

@@ -90,7 +90,7 @@ def _with_minted(minted: dict[str, str], references: dict[str, str], record: Rot
 
 def _present_issuers(rotation: Rotation) -> dict[str, Certificate]:
     """Each cluster's present issuer; on a later run, when it may be the new one already, that serves for its name."""
-    observation = rotation.observe()
+    observation = rotation.recent()
     issuers = {}
     for cluster in observation.clusters:
         if cluster.issuer is None:

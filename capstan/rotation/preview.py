@@ -19,7 +19,7 @@ _MEANING = {
 
 def preview(rotation: Rotation, plan: Plan, phase: Phase) -> str:
     """Plain text of at most 100 columns."""
-    last = rotation.observe()
+    last = rotation.recent()
     lines = [
         f"Rotation {rotation.id} of trust domain {rotation.domain.name}: phase {phase.value}",
         "",

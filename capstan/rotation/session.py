@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from capstan.audit import audited_step
@@ -21,7 +21,7 @@ from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
 from capstan.systems.base import observe_domain
 from capstan.trust.phase import Phase
-from capstan.trust.plan import Plan, Policy, plan
+from capstan.trust.plan import Plan, Policy, StepKind, plan
 from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 OLD_ROOTS = "old-roots.pem"
 EVIDENCE_HEAD = "evidence-head"
+
+# How long one look serves the questions asked right after it. Far below any leaf's renewal or a rollout.
+_RECENT = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +178,26 @@ class Rotation:
         self._last = observe_domain(tuple(self.systems.values()), tuple(self.known()), now=self.now)
         return self._last
 
+    def recent(self) -> Observation:
+        """The last observation, if it is seconds old and no step of ours has acted since; else a new one.
+
+        Locating the phase, its gate and its approval ask one after the other: they may share one look.
+        """
+        last = self._last
+        return last if last is not None and self.now() - last.taken_at < _RECENT else self.observe()
+
+    def acted(self) -> None:
+        """What was observed before is history: a step is about to change something."""
+        self._last = None
+
     def locate(self) -> Phase:
         """The phase the domain is in, from what is observed now."""
-        return self.plan(self.observe()).phase
+        return self.plan(self.recent()).phase
+
+    def pending(self, phase: Phase) -> bool:
+        """Whether the plan from here has a step of this phase (its approval aside) still to do."""
+        steps = self.plan(self.recent()).pending
+        return any(step.phase is phase and step.kind is not StepKind.APPROVE for step in steps)
 
     def plan(self, observation: Observation) -> Plan:
         """The steps from here."""

@@ -58,8 +58,10 @@ def _await(rotation: Rotation, phase: Phase, judge: Callable[[Observation], Gate
     began = rotation.now()
     patience = began + rotation.domain.policy.restart_deadline
     behind = {Phase.ISSUE: Phase.TRUST, Phase.DISTRUST: Phase.ISSUE, Phase.DONE: Phase.DISTRUST}.get(phase)
+    look = rotation.recent
     while True:
-        seen = rotation.observe()
+        seen = look()
+        look = rotation.observe
         result = judge(seen)
         if behind is not None:
             far = progress(seen, behind, rotation.old.fingerprints, rotation.new)
