@@ -6,7 +6,7 @@ import copy
 import json
 from typing import TYPE_CHECKING, Any
 
-from infra.lab.apiserver import go_json, managed_fields, schema
+from infra.lab.apiserver import go_json, managed_fields, schema, schema_codec
 from infra.lab.apiserver.managed_fields import EMPTY, FieldSet, Path, Shape
 from infra.lab.apiserver.status import ApiStatusError, Cause, apply_conflict, plain_error
 
@@ -40,6 +40,7 @@ _UNMANAGED = {
 # How many managers by update an object records; the oldest are merged into one
 _MAX_UPDATERS = 10
 _ANCIENT = "ancient-changes"
+_BEFORE = "before-first-apply"
 _IDENTITY: tuple[str, ...] = ("manager", "operation", "apiVersion")
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -149,12 +150,7 @@ def track_update(  # the arguments are those of the request
     before = (old or {}).get("metadata", {}).get("managedFields")
     managers = _Managers(given or before)
     shape = _shape(kind)
-    empty: Object = {}
-    if old is None and shape.struct is not None:
-        from infra.lab.apiserver import schema_codec
-
-        empty = schema_codec.normalise(shape.struct, {})
-    difference = managed_fields.compare(shape, old if old is not None else empty, new)
+    difference = managed_fields.compare(shape, _empty(shape) if old is None else old, new)
     changed = _managed(kind, difference.changed, subresource)
     entry = {"manager": manager, "operation": operation, "apiVersion": kind.api_version}
     identity = _identity({**entry, "subresource": subresource})
@@ -219,6 +215,8 @@ def server_side_apply(
         raise _typed_error(kind, applied, complaints)
     live = copy.deepcopy(current) if current is not None else _blank(kind, applied)
     managers = _Managers((live.get("metadata") or {}).pop("managedFields", None))
+    if current is not None and not managers.sets:
+        _attribute(kind, shape, live, managers, now)
     entry = {"manager": manager, "operation": "Apply", "apiVersion": kind.api_version, "subresource": subresource}
     identity = _applier(managers, entry)
     last = managers.sets.get(identity, EMPTY)
@@ -248,6 +246,19 @@ def server_side_apply(
     _record(merged.setdefault("metadata", {}), managers)
     _remember_configuration(manager, merged, applied)
     return merged
+
+
+def _attribute(kind: KindInfo, shape: Shape, live: Object, managers: _Managers, now: datetime) -> None:
+    """Nobody was recorded for an object that exists: what it holds belongs to a manager of before."""
+    held = managed_fields.compare(shape, _empty(shape), live).changed
+    identity = _identity({"manager": _BEFORE, "operation": "Update", "apiVersion": kind.api_version})
+    _set(managers, identity, _managed(kind, held, ""))
+    managers.times[identity] = _stamp(now)
+
+
+def _empty(shape: Shape) -> Object:
+    """An object of this type with nothing set, as it is encoded."""
+    return schema_codec.normalise(shape.struct, {}) if shape.struct is not None else {}
 
 
 def _blank(kind: KindInfo, applied: Object) -> Object:

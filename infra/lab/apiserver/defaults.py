@@ -315,7 +315,11 @@ def _token_request(obj: Object) -> None:
 
 
 def _autoscaler(obj: Object) -> None:
-    default_unset(child(obj, "spec"), "minReplicas", 1)
+    spec = child(obj, "spec")
+    default_unset(spec, "minReplicas", 1)
+    if not spec.get("metrics"):
+        target = {"type": "Utilization", "averageUtilization": 80}
+        spec["metrics"] = [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
 
 
 def _csi_driver(obj: Object) -> None:

@@ -29,6 +29,7 @@ _PACKAGES = {
     "events.k8s.io": "events",
     "meta.k8s.io": "meta",
     "networking.k8s.io": "networking",
+    "node.k8s.io": "node",
     "policy": "policy",
     "rbac.authorization.k8s.io": "rbac",
     "scheduling.k8s.io": "scheduling",
@@ -140,7 +141,7 @@ def _parse_type(text: str) -> Type:
         value = _parse_type(text.removeprefix("map[string]"))
         return Type(pointer, value=value, go_name=alias or f"map[string]{value.go_name}")
     if "." in text:
-        return Type(pointer, struct=text, go_name=f"v1.{text.rsplit('.', 1)[1]}")
+        return Type(pointer, struct=text, go_name=text.rsplit("/", 1)[1])
     return Type(pointer, scalar=text, go_name=alias or _GO_NAMES.get(text, text))
 
 

@@ -261,7 +261,7 @@ async def _apply(api: Api, request: Request, subresource: str) -> Response:
         return show(api, stored, kind, request, code=201)
 
     def merged(current: JSON) -> JSON:
-        new = apply.server_side_apply(kind, current, copy.deepcopy(applied), manager, force, api.now())
+        new = apply.server_side_apply(kind, current, copy.deepcopy(applied), manager, force, api.now(), subresource)
         check_applied_identity(request, kind, applied)
         return new
 

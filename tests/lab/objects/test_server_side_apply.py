@@ -272,3 +272,10 @@ _SETS = st.frozensets(
 @given(_SETS)
 def test_field_sets_survive_being_written_and_read(fields: managed_fields.FieldSet) -> None:
     assert managed_fields.decode(managed_fields.encode(fields)) == fields
+
+
+def test_the_first_apply_to_an_object_without_a_record_respects_what_is_there() -> None:
+    unrecorded = _config_map(a="1")
+    with pytest.raises(ApiStatusError) as caught:
+        _applied(CONFIG_MAP, unrecorded, _config_map(a="2"), "me")
+    assert caught.value.message.startswith('Apply failed with 1 conflict: conflict with "before-first-apply" using v1')

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.lab.apiserver import defaults, schema, schema_codec
-from infra.lab.apiserver.kinds import KindInfo
+from infra.lab.apiserver.kinds import KindInfo, Registry
 from infra.lab.apiserver.schema_codec import DecodeError
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "kube-api"
@@ -149,3 +149,8 @@ def test_an_empty_condition_time_is_spelled_out_as_null() -> None:
     assert schema_codec.normalise(pod, body)["status"]["conditions"] == [
         {"type": "Ready", "status": "True", "lastProbeTime": None, "lastTransitionTime": None}
     ]
+
+
+def test_every_built_in_kind_has_a_type() -> None:
+    unknown = [kind.resource for kind in Registry() if schema.find_struct(kind.group, kind.version, kind.kind) is None]
+    assert unknown == []
