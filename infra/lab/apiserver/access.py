@@ -13,7 +13,8 @@ from . import bootstrap_rbac, reviews, token_request
 from .admission import AdmissionChain
 from .authn import Authenticator, ClientCertificates
 from .authz import Authorizer
-from .kubelet_proxy import KubeletProxy
+from .kubelet_proxy import STREAMS, KubeletProxy
+from .rbac import Attributes
 from .request import Response
 from .reviews import Reviews
 from .tokens import ISSUER, SigningKey, TokenVerifier
@@ -70,7 +71,21 @@ class Access:
                 self.api.store, self.signing_key, info.namespace, info.name, decode(), self.api.now()
             )
             return Response.json(issued, 201)
+        self._authorize_stream(request)
         return await self.kubelets.handle(request)
+
+    def _authorize_stream(self, request: Request) -> None:
+        """A WebSocket is a GET, but opening a stream into a pod needs ``create`` as well, as for SPDY's POST.
+
+        Feature AuthorizePodWebsocketUpgradeCreatePermission, on by default since Kubernetes 1.35 (KEP-4006).
+        """
+        info = request.info
+        if info.subresource not in STREAMS or request.method != "GET":
+            return
+        if request.headers.get("upgrade", "").lower() == "websocket":
+            self.authorizer.authorize(
+                Attributes(request.user, "create", "", "v1", "pods", info.subresource, info.namespace, info.name)
+            )
 
     def openid(self, path: str, base: str) -> Response | None:
         """The token issuer's public documents for relying parties; None for any other path.

@@ -279,6 +279,26 @@ def test_streams_need_an_upgrade_a_node_and_the_right_to_them(lab: Lab, kubelet:
     assert kubelet.heads == []
 
 
+def test_a_websocket_needs_the_right_to_create_streams_not_only_to_get_them(lab: Lab, kubelet: Kubelet) -> None:
+    kubelet.handler = echo
+    lab.service_account("relay", "forwarder")
+    rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/relay"
+    rule = {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get"]}
+    meta = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "forwarder"}}
+    lab.create(f"{rbac}/roles", {**meta, "kind": "Role", "rules": [rule]})
+    subject = {"kind": "ServiceAccount", "name": "forwarder", "namespace": "relay"}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "forwarder"}
+    lab.create(f"{rbac}/rolebindings", {**meta, "kind": "RoleBinding", "subjects": [subject], "roleRef": reference})
+    who = {"impersonate-user": "system:serviceaccount:relay:forwarder"}
+    assert Upgrade(lab, FORWARD, "websocket", method="GET", **who).head.startswith(b"HTTP/1.1 403 ")
+    change = {"rules": [{**rule, "verbs": ["get", "create"]}]}
+    headers = {"content-type": "application/merge-patch+json"}
+    assert lab.admin.patch(f"{rbac}/roles/forwarder", json=change, headers=headers).status_code == 200
+    client = Upgrade(lab, FORWARD, "websocket", method="GET", **who)
+    assert client.head.startswith(b"HTTP/1.1 101 ")
+    client.tls.close()
+
+
 def test_a_kubelet_that_cannot_be_dialled_is_an_internal_error(lab: Lab, node: Kubelet) -> None:
     client = Upgrade(lab, "/api/v1/namespaces/relay/pods/lost/portforward", "SPDY/3.1")
     assert client.head.startswith(b"HTTP/1.1 500 ")
