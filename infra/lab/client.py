@@ -8,15 +8,14 @@ as JSON brought them; an informer's objects are shared between all its readers a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import random
 from typing import TYPE_CHECKING, Any, Self
-
-import httpx
+from urllib.parse import quote, urlencode
 
 from infra.lab import kubeconfig
+from infra.lab.http1 import Answer, NoAnswerError, Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,6 +32,7 @@ PATCH_TYPES = {
     "json": "application/json-patch+json",
     "apply": "application/apply-patch+yaml",
 }
+CONNECTIONS = 16  # requests in flight per client; more only makes the same server work on more at once
 PAGE = 500  # items per LIST page, as kubectl and client-go's pager
 RETRIES_WHEN_TOLD = 10  # client-go gives up after ten answers with Retry-After
 
@@ -65,17 +65,10 @@ class KubeClient:
         self.user_agent = user_agent
         self._token = endpoint.token
         self._token_stamp: float | None = None
-        # Watches hold a connection each, so the pool has no upper bound; a request that hangs for half a minute is a
-        # failure, not patience.
-        self._http = httpx.AsyncClient(
-            base_url=endpoint.server,
-            verify=endpoint.ssl_context(),
-            headers={"user-agent": user_agent, "accept": "application/json"},
-            timeout=httpx.Timeout(30.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=40, keepalive_expiry=60),
-            trust_env=False,
-        )
-        self._extensions = {"sni_hostname": endpoint.tls_server_name} if endpoint.tls_server_name else {}
+        self._headers = {"user-agent": user_agent, "accept": "application/json"}
+        secure = endpoint.server.startswith("https:")
+        tls = endpoint.ssl_context() if secure else None
+        self._pool = Pool(endpoint.server, tls, endpoint.tls_server_name, limit=CONNECTIONS)
 
     @classmethod
     def from_kubeconfig(cls, path: Path | str, *, user_agent: str = "capstan-lab", context: str | None = None) -> Self:
@@ -90,7 +83,7 @@ class KubeClient:
 
     async def close(self) -> None:
         """Close all connections; running watches end."""
-        await self._http.aclose()
+        await self._pool.close()
 
     async def get(self, path: str, **params: Any) -> JSON:
         """One object (or whatever JSON the path answers with)."""
@@ -98,7 +91,7 @@ class KubeClient:
 
     async def get_text(self, path: str, **params: Any) -> str:
         """A text answer, such as a container's log."""
-        return (await self._request("GET", path, params, headers={"accept": "*/*"})).text
+        return (await self._request("GET", path, params, headers={"accept": "*/*"})).body.decode(errors="replace")
 
     async def list(self, path: str, **params: Any) -> JSON:
         """The whole list object; pages are followed and joined in `items`. metadata.resourceVersion is the one to
@@ -137,38 +130,24 @@ class KubeClient:
 
         An ERROR event (410 "too old" among them) is raised as ApiError. Pass resourceVersion= to start from a list.
         """
-        # Servers end a watch by themselves; a stream silent for longer than that is dead, however alive its socket
-        # looks.
-        params.setdefault("timeoutSeconds", random.randint(300, 600))
-        request = self._http.build_request(
-            "GET",
-            path,
-            params=_query({**params, "watch": True}),
-            headers=self._auth(),
-            timeout=httpx.Timeout(30.0, read=params["timeoutSeconds"] + 15),
-            extensions=dict(self._extensions),
-        )
-        request.extensions["timeout"] = httpx.Timeout(30.0, read=params["timeoutSeconds"] + 15).as_dict()
+        # Servers end a watch by themselves; one silent for longer than that is dead, however alive its socket looks.
+        seconds = params.setdefault("timeoutSeconds", random.randint(300, 600))
+        target = _target(path, {**params, "watch": True})
         try:
-            response = await self._http.send(request, stream=True)
-        except httpx.HTTPError as error:
+            async with self._pool.stream("GET", target, self._headers | self._auth(), seconds + 15.0) as (
+                status,
+                parts,
+            ):
+                if status >= 300:
+                    raise _refused(Answer(status, {}, b"".join([part async for part in parts])))
+                async for event in _events(parts):
+                    if event["type"] == "ERROR":
+                        raise _refused(
+                            Answer(event["object"].get("code") or 500, {}, json.dumps(event["object"]).encode())
+                        )
+                    yield event
+        except NoAnswerError as error:
             raise _no_answer("GET", path, error) from error
-        try:
-            if response.status_code >= 300:
-                await response.aread()
-                raise _refused(response)
-            async for event in _events(response):
-                if event["type"] == "ERROR":
-                    status = event["object"]
-                    raise ApiError(
-                        status.get("code") or 500, status.get("reason") or "", status.get("message") or "", status
-                    )
-                yield event
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            raise _no_answer("GET", path, error) from error
-        finally:
-            with contextlib.suppress(Exception):
-                await response.aclose()
 
     def _auth(self) -> dict[str, str]:
         if (path := self.endpoint.token_file) is not None:
@@ -179,42 +158,25 @@ class KubeClient:
 
     async def _request(
         self, method: str, path: str, params: JSON, body: Any = None, headers: dict[str, str] | None = None
-    ) -> httpx.Response:
+    ) -> Answer:
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        every = {
-            **({"content-type": "application/json"} if content is not None else {}),
-            **(headers or {}),
-            **self._auth(),
-        }
+        kind = {} if body is None else {"content-type": "application/json"}
+        target = _target(path, params)
         attempt = 0
         while True:
+            every = self._headers | kind | (headers or {}) | self._auth()
             try:
-                response = await self._http.request(
-                    method,
-                    path,
-                    params=_query(params),
-                    content=content,
-                    headers=every,
-                    extensions=dict(self._extensions),
-                )
-            except (
-                httpx.HTTPError,
-                RuntimeError,
-            ) as error:  # RuntimeError: the pool was closed under a request in flight
+                answer = await self._pool.request(method, target, every, content)
+            except NoAnswerError as error:
                 raise _no_answer(method, path, error) from error
-            if response.status_code < 300:
-                return response
-            # The server says when to come back on 429 and on 5xx that it knows to be passing: as client-go, obey
-            # instead of failing.
-            wait = response.headers.get("retry-after")
+            if answer.status < 300:
+                return answer
+            # The server says when to come back on 429 and on 5xx that it knows to be passing: as client-go, obey.
+            wait = answer.headers.get("retry-after", "")
             attempt += 1
-            if (
-                wait is None
-                or not wait.isdigit()
-                or attempt > RETRIES_WHEN_TOLD
-                or response.status_code not in (429, 500, 503, 504)
-            ):
-                raise _refused(response)
+            passing = answer.status in (429, 500, 503, 504) and wait.isdigit()
+            if not passing or attempt > RETRIES_WHEN_TOLD:
+                raise _refused(answer)
             await asyncio.sleep(int(wait))
 
 
@@ -374,34 +336,38 @@ def key_of(item: JSON) -> Key:
     return item["metadata"].get("namespace", ""), item["metadata"]["name"]
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[JSON]:
+async def _events(parts: AsyncIterator[bytes]) -> AsyncIterator[JSON]:
     rest = b""
-    async for chunk in response.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
+    async for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             if line:
                 yield json.loads(line)
 
 
-def _query(params: JSON) -> dict[str, str]:
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in params.items() if v is not None}
+def _target(path: str, params: JSON) -> str:
+    """Path and query as they go on the request line."""
+    query = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in params.items() if v is not None}
+    quoted = quote(path, safe="/:@!$&'()*+,;=~")
+    return f"{quoted}?{urlencode(query)}" if query else quoted
 
 
-def _json(response: httpx.Response) -> JSON:
-    answer: JSON = json.loads(response.content)
-    return answer
+def _json(answer: Answer) -> JSON:
+    parsed: JSON = json.loads(answer.body)
+    return parsed
 
 
-def _refused(response: httpx.Response) -> ApiError:
+def _refused(answer: Answer) -> ApiError:
     try:
-        body = json.loads(response.content)
-        return ApiError(response.status_code, body.get("reason") or "", body.get("message") or "", body)
+        body = json.loads(answer.body)
+        return ApiError(answer.status, body.get("reason") or "", body.get("message") or "", body)
     except (ValueError, AttributeError):
-        return ApiError(response.status_code, "", response.text[:500].strip(), response.text)
+        text = answer.body.decode(errors="replace")
+        return ApiError(answer.status, "", text[:500].strip(), text)
 
 
 def _no_answer(method: str, path: str, error: Exception) -> ApiError:
-    return ApiError(0, "ConnectionError", f"{method} {path}: no answer: {type(error).__name__}: {error}")
+    return ApiError(0, "ConnectionError", f"{method} {path}: no answer: {error}")
 
 
 class SharedInformers:
