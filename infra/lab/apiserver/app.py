@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import deleting, discovery, health, openapi, reading, status, subresources, writing
 from . import request as requests
+from .aggregation import not_served
 from .faults import ConnectionDroppedError
 from .rbac import Attributes
 from .request import Query, Request, Response
@@ -88,7 +89,7 @@ class App:
         if not info.is_resource:
             return self._outside(request)
         if info.group not in api.registry.groups():
-            raise status.page_not_found()
+            raise not_served(api, info.group, info.version)
         kind = request.kind
         in_namespace = bool(info.namespace) and kind.resource != "namespaces"
         if in_namespace and not kind.namespaced:
@@ -127,7 +128,7 @@ class App:
         """Paths which are no resources: discovery, health, version, OpenAPI, and the lab's own."""
         first = request.path.strip("/").partition("/")[0]
         if first in ("api", "apis"):
-            return discovery.answer(self.api.registry, request)
+            return discovery.answer(self.api, request)
         if first == "openapi":
             return openapi.answer(self.api.registry, request)
         if first == "lab":

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import status
+from .aggregation import not_served
 from .negotiation import parse_accept
 from .request import Response
 
 if TYPE_CHECKING:
+    from .api import Api
     from .kinds import KindInfo, Registry, Subresource
     from .request import Request
 
 JSON = dict[str, Any]
 
 
-def answer(registry: Registry, request: Request) -> Response:
+def answer(api: Api, request: Request) -> Response:
     """GET of /api, /apis and everything below that is not a resource; 404 otherwise."""
+    registry = api.registry
     parts = [part for part in request.path.split("/") if part]
     if request.method not in ("GET", "HEAD"):
         raise status.method_not_allowed()
@@ -33,6 +36,8 @@ def answer(registry: Registry, request: Request) -> Response:
             return Response.json(_resources(registry, "", version))
         case ["apis", group, version] if group in registry.groups():
             return Response.json(_resources(registry, group, version))
+        case ["apis", group, version]:
+            raise not_served(api, group, version)
     raise status.page_not_found()
 
 

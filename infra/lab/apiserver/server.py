@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from . import access
+from .aggregation import ApiServices
 from .api import Api
 from .app import App
 from .bootstrap import create_defaults, ensure_client_ca
@@ -47,6 +48,8 @@ class ApiServer:
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.custom_resources = CustomResources(self.api)
+        self.api_services = ApiServices(self.api)
+        self.api_services.create_local()
         create_defaults(self.api)
         ensure_client_ca(self.api, self.pki.ca_pem, self.pki.front_proxy_ca.read_text())
         # What came before the first request is nobody's history.

@@ -1,0 +1,133 @@
+"""APIServices: which server answers a group version. Built-in groups and custom resources are local.
+
+An APIService which names a Service is judged as the real availability controller does as long as nothing answers there;
+requests to its group get 503. Proxying to an extension server is not implemented: the lab runs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from . import status
+from .objects import canonical
+from .store import ConflictError
+
+if TYPE_CHECKING:
+    from .api import Api
+    from .store import Event, Stored
+
+JSON = dict[str, Any]
+RESOURCE = "apiservices.apiregistration.k8s.io"
+CRDS = "customresourcedefinitions.apiextensions.k8s.io"
+AUTOMANAGED = "kube-aggregator.kubernetes.io/automanaged"
+# Priorities of the core and apps groups in kube-apiserver; the others get descending ones in discovery order.
+_PRIORITIES = {"": 18000, "apps": 17800}
+
+
+class ApiServices:
+    """Keeps the APIService objects and their conditions up to date."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        api.store.on_commit([RESOURCE], self._changed)
+        api.store.on_commit(["services"], self._service_changed)
+        api.store.on_commit([CRDS], self._definition_changed)
+
+    def create_local(self) -> None:
+        """An APIService for every group version served now."""
+        for index, group in enumerate(self._api.registry.groups()):
+            for version in self._api.registry.versions(group):
+                self._ensure_local(group, version, _PRIORITIES.get(group, 17700 - 10 * index), "onstart")
+
+    def _ensure_local(self, group: str, version: str, priority: int, managed: str) -> None:
+        name = f"{version}.{group}"
+        kind = self._api.registry.by_resource(RESOURCE)
+        if kind is None or self._api.store.get(RESOURCE, "", name) is not None:
+            return
+        metadata = {
+            "name": name,
+            "uid": self._api.new_uid(),
+            "creationTimestamp": self._api.timestamp(),
+            "labels": {AUTOMANAGED: managed},
+        }
+        spec = {"group": group, "version": version, "groupPriorityMinimum": priority, "versionPriority": 15}
+        condition = {
+            "type": "Available",
+            "status": "True",
+            "lastTransitionTime": self._api.timestamp(),
+            "reason": "Local",
+            "message": "Local APIServices are always available",
+        }
+        body = {"metadata": metadata, "spec": spec, "status": {"conditions": [condition]}}
+        self._api.store.create(RESOURCE, ("", name), canonical(body, kind))
+
+    def _definition_changed(self, _resource: str, event: Event) -> None:
+        spec = event.new.obj["spec"]
+        conditions = (event.new.obj.get("status") or {}).get("conditions") or []
+        for version in spec["versions"]:
+            if event.type == "DELETED":
+                self._drop_automanaged(spec["group"], version["name"])
+            elif any(c["type"] == "Established" and c["status"] == "True" for c in conditions):
+                self._ensure_local(spec["group"], version["name"], 1000, "true")
+
+    def _drop_automanaged(self, group: str, version: str) -> None:
+        others = [k for k in self._api.registry if k.group == group and k.version == version]
+        stored = self._api.store.get(RESOURCE, "", f"{version}.{group}")
+        if stored is not None and not others and stored.labels.get(AUTOMANAGED) == "true":
+            self._api.store.delete(RESOURCE, stored.key, stored.rv)
+
+    def _changed(self, _resource: str, event: Event) -> None:
+        if event.type != "DELETED" and (event.new.obj.get("spec") or {}).get("service"):
+            asyncio.get_running_loop().call_soon(self._judge, event.new.key[1])
+
+    def _service_changed(self, _resource: str, event: Event) -> None:
+        if event.type == "MODIFIED":
+            return
+        for stored in self._api.store.objects(RESOURCE):
+            service = (stored.obj.get("spec") or {}).get("service")
+            if service and (service.get("namespace"), service.get("name")) == event.new.key:
+                asyncio.get_running_loop().call_soon(self._judge, stored.key[1])
+
+    def _judge(self, name: str) -> None:
+        stored = self._api.store.get(RESOURCE, "", name)
+        if stored is None:
+            return
+        service = stored.obj["spec"]["service"]
+        where = f'service/{service["name"]} in "{service["namespace"]}"'
+        if self._api.store.get("services", service["namespace"], service["name"]) is None:
+            reason, message = "ServiceNotFound", f"{where} is not present"
+        else:
+            reason, message = "MissingEndpoints", f"endpoints for {where} have no addresses"
+        self._set_unavailable(stored, reason, message)
+
+    def _set_unavailable(self, stored: Stored, reason: str, message: str) -> None:
+        conditions = [dict(c) for c in (stored.obj.get("status") or {}).get("conditions") or []]
+        found = next((c for c in conditions if c["type"] == "Available"), None)
+        if found is not None and (found["status"], found.get("reason"), found.get("message")) == (
+            "False",
+            reason,
+            message,
+        ):
+            return
+        if found is None:
+            found = {"type": "Available"}
+            conditions.append(found)
+        if found.get("status") != "False":
+            found["lastTransitionTime"] = self._api.timestamp()
+        found |= {"status": "False", "reason": reason, "message": message}
+        found["lastTransitionTime"] = found.pop("lastTransitionTime")
+        obj = {**stored.obj, "metadata": dict(stored.obj["metadata"]), "status": {"conditions": conditions}}
+        kind = self._api.registry.by_resource(RESOURCE)
+        try:
+            self._api.store.update(RESOURCE, stored.key, canonical(obj, kind) if kind else obj, stored.rv)
+        except ConflictError:
+            asyncio.get_running_loop().call_soon(self._judge, stored.key[1])
+
+
+def not_served(api: Api, group: str, version: str) -> status.ApiStatusError:
+    """What a request to a group version which is not local gets: 503 if an APIService claims it, else 404."""
+    stored = api.store.get(RESOURCE, "", f"{version}.{group}")
+    if stored is not None and (stored.obj.get("spec") or {}).get("service"):
+        return status.ApiStatusError(503, "service unavailable\n", plain=True)
+    return status.page_not_found()
