@@ -1,0 +1,67 @@
+"""The lab's API server gives the answers which a real v1.36 gave to the recorded scenarios (tests/vectors)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.lab.apiserver.lab_server import LabServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VECTORS = Path(__file__).parents[2] / "vectors"
+SCENARIOS = sorted((VECTORS / "kube-api").glob("*.json"))
+FAILING: dict[str, str] = tomllib.loads((VECTORS / "expected.toml").read_text())["failing"]
+# Scenarios which wait by design (watch timeouts, rollouts, a cron minute).
+SLOW = ("15", "16", "27", "28", "30", "31", "32", "34", "35", "36", "49", "54", "55", "56", "57", "58", "59", "61", "62")
+SLOW += ("65", "66", "77", "78", "80", "84", "85", "88")
+
+
+def _load_replay() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("vector_replay", VECTORS / "replay.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+replay = _load_replay()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with LabServer(tmp_path_factory.mktemp("vectors"), nodes=2, controllers=True) as lab:
+        pki = lab.server.pki
+        certificate, key = pki.admin
+        yield replay.Client(lab.server.url, str(pki.ca_certificate), str(certificate), str(key))
+
+
+def _parameters() -> list[Any]:
+    return [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.name.startswith(SLOW) else [])
+        for path in SCENARIOS
+    ]
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("path", _parameters())
+def test_the_server_answers_a_recorded_scenario_as_the_real_one_did(path: Path, client: Any) -> None:
+    problems = replay.run(json.loads(path.read_text()), client)
+    if path.stem in FAILING:
+        assert problems, f"{path.stem} passes now: take it out of tests/vectors/expected.toml"
+        pytest.xfail(FAILING[path.stem])
+    assert not problems, "\n".join(problems)
+
+
+def test_all_recorded_scenarios_are_here_and_the_table_of_failures_names_only_them() -> None:
+    names = {path.stem for path in SCENARIOS}
+    assert len(names) == 88
+    assert set(FAILING) <= names
