@@ -235,8 +235,11 @@ def server_side_apply(
         if other != identity
         for path in sorted(fields & contested)
     ]
-    if conflicts and not force and not _last_applied_explains(kind, manager, current, conflicts):
-        raise _conflict(conflicts)
+    if conflicts and not force:
+        own = _client_side_fields(kind, manager, current)
+        foreign = [(other, path) for other, path in conflicts if path not in own]
+        if foreign:
+            raise _conflict(foreign)
     for other, fields in list(managers.sets.items()):
         if other != identity:
             _set(managers, other, fields - contested - difference.removed)
@@ -319,15 +322,16 @@ def _last_configuration(current: Object | None) -> Object | None:
     return value if isinstance(value, dict) else None
 
 
-def _last_applied_explains(
-    kind: KindInfo, manager: str, current: Object | None, conflicts: list[tuple[str, Path]]
-) -> bool:
-    """True when kubectl only takes over what kubectl applied on the client's side before."""
+def _client_side_fields(kind: KindInfo, manager: str, current: Object | None) -> FieldSet:
+    """What kubectl applied on the client's side and nobody changed since: kubectl may take it over without force."""
     last = _last_configuration(current)
-    if manager != "kubectl" or last is None:
-        return False
-    fields = frozenset(managed_fields.owned(_shape(kind), last))
-    return all(path in fields for _, path in conflicts)
+    if manager != "kubectl" or last is None or last.get("apiVersion", kind.api_version) != kind.api_version:
+        return EMPTY
+    shape = _shape(kind)
+    if list(managed_fields.check_types(shape, last)):
+        return EMPTY
+    difference = managed_fields.compare(shape, last, current)
+    return frozenset(managed_fields.owned(shape, last)) - difference.changed - difference.removed
 
 
 def _remember_configuration(manager: str, obj: Object, applied: Object) -> None:

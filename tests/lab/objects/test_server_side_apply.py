@@ -239,6 +239,9 @@ def test_kubectl_takes_over_what_it_applied_on_the_clients_side() -> None:
     assert '"a":"2"' in taken["metadata"]["annotations"][apply.LAST_APPLIED]
     with pytest.raises(ApiStatusError):
         _applied(CONFIG_MAP, created, _config_map(a="2"), "another tool")
+    edited = _updated(CONFIG_MAP, created, {**created, "data": {"a": "9"}}, "editor")
+    with pytest.raises(ApiStatusError):
+        _applied(CONFIG_MAP, edited, _config_map(a="2"), "kubectl")
 
 
 _VALUES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from("12"), max_size=4)
