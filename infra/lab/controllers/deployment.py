@@ -47,7 +47,7 @@ class DeploymentController:
         context.by_owner(SETS)
         context.orphans(SETS)
         context.by_owner(pods.PODS)
-        self.controller = Controller("Deployment", self.reconcile)
+        self.controller = Controller("Deployment", self.reconcile, settle=0.02)
 
     def start(self) -> Controller:
         """Begin to react to changes."""

@@ -25,8 +25,10 @@ class Controller:
     rate-limited work queue does.
     """
 
-    def __init__(self, name: str, reconcile: Reconcile, workers: int = 8) -> None:
+    def __init__(self, name: str, reconcile: Reconcile, workers: int = 8, settle: float = 0.0) -> None:
         self.name = name
+        # seconds an added key waits, so that changes in quick succession share one reconciliation
+        self._settle = settle
         self._reconcile = reconcile
         self._limit = asyncio.Semaphore(workers)
         self._waiting: set[Key] = set()  # to be worked on; a running one in here runs again
@@ -38,6 +40,12 @@ class Controller:
 
     def add(self, key: Key) -> None:
         """Work on `key` soon."""
+        if self._settle:
+            self.add_after(key, self._settle)
+        else:
+            self._add(key)
+
+    def _add(self, key: Key) -> None:
         if key not in self._waiting and not self._stopped:
             self._waiting.add(key)
             if key not in self._running:
@@ -65,7 +73,7 @@ class Controller:
 
     def _due(self, key: Key) -> None:
         self._timers.pop(key, None)
-        self.add(key)
+        self._add(key)
 
     def _launch(self, key: Key) -> None:
         self._running.add(key)

@@ -47,6 +47,7 @@ class PodWorker:
         self._started_at = status.timestamp()
         self._sandbox = False
         self._gone = False  # the object no longer exists: nothing may be written any more
+        self._leaving = False  # the final delete is under way: status no longer interests anybody
         self._ended = asyncio.Event()  # graceful end asked for
         self._appeared = asyncio.Event()  # an object that a volume waits for may be there now
         self._kill_timer: asyncio.TimerHandle | None = None
@@ -76,7 +77,7 @@ class PodWorker:
             self.end(float(metadata.get("deletionGracePeriodSeconds") or 0))
         elif any(old["metadata"].get(k) != metadata.get(k) for k in ("labels", "annotations")):
             self.refresh_later()
-        if old["metadata"].get("generation") != metadata.get("generation"):
+        elif old["metadata"].get("generation") != metadata.get("generation"):
             self.mark()
 
     def end(self, grace: float) -> None:
@@ -109,7 +110,7 @@ class PodWorker:
 
     def mark(self) -> None:
         """The status may have changed: write it soon."""
-        if not self._dirty and not self._gone:
+        if not self._dirty and not self._gone and not self._leaving:
             self._dirty = True
             asyncio.get_running_loop().call_later(STATUS_DELAY, self._spawn_write)
 
@@ -122,6 +123,7 @@ class PodWorker:
             await self._stop()
             if not self._gone:
                 await self._ended.wait()
+                self._leaving = True
                 await self._delete_object()
         except Exception:
             log.exception("pod %s/%s: its worker failed", self.namespace, self.name)
@@ -314,7 +316,7 @@ class PodWorker:
 
     def _spawn_write(self) -> None:
         self._dirty = False
-        if not self._gone:
+        if not self._gone and not self._leaving:
             self.kubelet.spawn(self._write())
 
     async def _write(self) -> None:
