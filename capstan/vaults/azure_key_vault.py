@@ -195,7 +195,11 @@ class AzureKeyVault:
     def find(self, tags: Mapping[str, str], name: str | None = None) -> Sequence[Reference]:
         """See `Vault.find`."""
         candidates = self.list() if name is None else self._versions(name)[0]
-        found = [reference for reference in candidates if tags.items() <= reference.tag.items()]
+        found = [
+            reference
+            for reference in candidates
+            if tags.items() <= reference.tag.items() and SUPERSEDED_TAG not in reference.tag
+        ]
         return sorted(found, key=lambda reference: (reference.created, reference.version))
 
     def list(self) -> Sequence[Reference]:

@@ -192,7 +192,7 @@ class Vault(Protocol):
         """
 
     def find(self, tags: Mapping[str, str], name: str | None = None) -> Sequence[Reference]:
-        """Every version that carries all of `tags`, oldest first; destroyed ones included."""
+        """Every version that carries all of `tags`, oldest first; destroyed ones too, losers of a race left out."""
 
     def list(self) -> Sequence[Reference]:
         """Every version of every secret, by name and age; metadata only, destroyed ones included."""

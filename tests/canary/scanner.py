@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-_DEPTH = 5  # a pickle in base64 in JSON in base64 in a database is four
+_DEPTH = 8  # a pickle of PEM in base64, compressed, in base64, in JSON in a database is six
 _UNPACKED_LIMIT = 64 * 2**20
 _PEM_MARKERS = (b"PRIVATE KEY-----", b"PRIVATE KEY BLOCK-----")
 # SEQUENCE { INTEGER 0 or 1, then SEQUENCE (PKCS#8), OCTET STRING (SEC 1) or INTEGER (PKCS#1).

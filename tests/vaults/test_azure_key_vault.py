@@ -120,6 +120,7 @@ def test_whoever_stores_second_gets_the_first_key_and_its_own_is_disabled(
     states = {reference.version: reference.state for reference in vault.list()}
     assert sorted(states.values()) == [State.DISABLED, State.ENABLED]
     assert states[got.version] is State.ENABLED
+    assert [reference.version for reference in vault.find(R1)] == [got.version]
     assert vault.ensure("root", mint, R1) == got
 
 
