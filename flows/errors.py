@@ -96,6 +96,17 @@ def prefect_errors(what: str) -> Iterator[None]:
         yield
     except tuple(MAPPING) as error:
         raise translated(error, what) from error
+    except RuntimeError as error:
+        # The one failure of its own that Prefect raises without a class of its own.
+        if "ephemeral Prefect API server" not in str(error):
+            raise
+        raise Unreachable(
+            what,
+            where="Prefect's temporary server on this machine",
+            observed=str(error),
+            expected="the server to answer within PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS",
+            next_command="start one that stays: prefect server start, and set PREFECT_API_URL",
+        ) from error
 
 
 def translated(error: BaseException, what: str) -> CapstanError:

@@ -24,7 +24,7 @@ app.command("capstan.cli.rotate:rotate", help="Rotate the trust anchor and the i
 app.command("capstan.cli.status:status", help="Show where a rotation is and who is being waited for.")
 app.command("capstan.cli.evidence:app", name="evidence", help="Read and verify the signed account of a rotation.")
 app.command("capstan.cli.lab:app", name="lab", help="Run the embedded lab cluster.")
-app.command("capstan.cli.demo:app", name="demo", help="Run a whole rotation on the embedded lab, and count every handshake.")
+app.command("capstan.cli.demo:app", name="demo", help="Run a whole rotation on the lab, and count every handshake.")
 
 
 def main() -> None:

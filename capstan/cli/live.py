@@ -101,6 +101,8 @@ class TerminalWatcher:
         with self._lock:
             now = time.monotonic()
             lines: list[RenderableType] = [Text(self._title, style="bold")]
+            if not self._current and self._step:  # before the first phase
+                lines.append(Text(f"  {self._step}", style="cyan", overflow="ellipsis", no_wrap=True))
             for name in PHASES:
                 lines.append(self._phase_line(name, now))
                 if name == self._current and self._step:

@@ -55,6 +55,14 @@ def test_an_http_status_decides_the_kind_of_error(code: int, kind: type[errors.C
     assert type(translated(error, "ask")) is kind
 
 
+def test_a_temporary_server_that_does_not_start_is_said_to_be_unreachable() -> None:
+    with pytest.raises(errors.Unreachable) as caught, prefect_errors("rotate"):
+        raise RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
+    assert "prefect server start" in caught.value.next_command
+    with pytest.raises(RuntimeError), prefect_errors("rotate"):
+        raise RuntimeError("something else")
+
+
 def test_our_own_errors_and_prefects_signals_pass_unchanged() -> None:
     with pytest.raises(errors.GateRefused), prefect_errors("rotate"):
         raise errors.GateRefused("no")
