@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RATE = 60.0
 TIMEOUT_SECONDS = 20.0
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 16
 MAX_KEPT_FAILURES = 20_000
 
 
@@ -69,12 +69,15 @@ class Counts:
         attempted: Handshakes that count: completed or failed.
         failed: Those that failed.
         discarded: Attempts not counted because an end was going away.
+        max_lag: Longest time, in seconds, that the lab's event loop was late. Seconds of it mean that the machine is
+            too busy for leaves that live for seconds: proxies may then miss their renewal for want of CPU time.
     """
 
     since: str = field(default_factory=_now)
     attempted: int = 0
     failed: int = 0
     discarded: int = 0
+    max_lag: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -86,6 +89,7 @@ class Counts:
             "failed": self.failed,
             "discarded": self.discarded,
             "pairs": len(self.pairs),
+            "max_lag_seconds": round(self.max_lag, 3),
             "failures": [asdict(failure) for failure in self.failures],
         }
 
@@ -115,8 +119,10 @@ class Prober:
         try:
             due = time.monotonic()
             while True:
-                due = max(due + 1 / self._rate, time.monotonic() - 1.0)
+                # No catching up: when the machine is busy, fewer probes are better than bursts of them.
+                due = max(due + 1 / self._rate, time.monotonic())
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
+                self.counts.max_lag = max(self.counts.max_lag, time.monotonic() - due)
                 if len(self._in_flight) < MAX_IN_FLIGHT and (pair := self._choose()):
                     task = asyncio.create_task(self._attempt(*pair))
                     self._in_flight.add(task)
@@ -138,11 +144,16 @@ class Prober:
     # --- one attempt ------------------------------------------------------------------------------------------------
 
     def _choose(self) -> tuple[Proxy, Proxy] | None:
-        candidates = [proxy for proxy in self._mesh.proxies.values() if self._takes_traffic(proxy)]
-        if len(candidates) < 2:
-            return None
-        client, server = self._rng.sample(candidates, 2)
-        return client, server
+        """A client and a server that Kubernetes would send traffic between; None if two tries per pod found none."""
+        candidates = list(self._mesh.proxies.values())
+        chosen: list[Proxy] = []
+        for _ in range(2 * len(candidates)):
+            proxy = self._rng.choice(candidates)
+            if proxy not in chosen and self._takes_traffic(proxy):
+                chosen.append(proxy)
+                if len(chosen) == 2:
+                    return chosen[0], chosen[1]
+        return None
 
     def _takes_traffic(self, proxy: Proxy) -> bool:
         """Whether Kubernetes would send this pod new connections now."""

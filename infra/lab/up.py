@@ -130,6 +130,7 @@ class Lab:
             self._addresses.close()
         if self._lock is not None:
             (self.options.directory / "lab.json").unlink(missing_ok=True)
+            self._remove_state()
             os.close(self._lock)
             self._lock = None
 
@@ -153,6 +154,7 @@ class Lab:
         # (1) An API server, and a way to speak to it.
         directory = self.options.directory
         self._lock = lock(directory)
+        self._remove_state()
         for leftover in ("kubeconfig", "lab.json"):
             (directory / leftover).unlink(missing_ok=True)
         admin = await self._api_server()
@@ -188,10 +190,14 @@ class Lab:
         write_atomically(directory / "lab.json", json.dumps(self.describe(), indent=2).encode() + b"\n")
         self._say("ready")
 
+    def _remove_state(self) -> None:
+        """Certificates, volumes and container layers, keys among them: of no use without the server's memory."""
+        for name in ("apiserver", "cluster"):
+            shutil.rmtree(self.options.directory / name, ignore_errors=True)
+
     async def _api_server(self) -> Path:
         if self.options.kubeconfig is not None:
             return self.options.kubeconfig
-        shutil.rmtree(self.options.directory / "apiserver", ignore_errors=True)
         self.api = ApiServer(self.options.directory / "apiserver", port=self.options.port)
         await self.api.start()
         self._say(f"API server on {self.api.url}")
