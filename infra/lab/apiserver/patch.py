@@ -57,7 +57,8 @@ def apply_patch(
     struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
     document = copy.deepcopy(current)
     if media in (JSON_PATCH, MERGE_PATCH):
-        change, repeated = (_json_patch, []) if media == JSON_PATCH else (_merge_patch, _repeated(body))
+        change, read = (_json_patch, _operations) if media == JSON_PATCH else (_merge_patch, _merge_complaints)
+        repeated = read(body)
         change(document, body)
 
         def shown() -> str:
@@ -75,7 +76,7 @@ def apply_patch(
     raise unknown_body_format(accepted)
 
 
-def _repeated(body: bytes) -> list[str]:
+def _merge_complaints(body: bytes) -> list[str]:
     return schema_codec.duplicates(_object(body, DECODING))
 
 
@@ -164,21 +165,34 @@ def _without_nulls(value: Any) -> Any:
 
 # --- JSON patch
 
+_MEMBERS = ("op", "path", "from", "value")
+
+
+def _operations(body: bytes) -> list[str]:
+    """Check the form of a JSON patch; complaints about members its operations do not have or have twice."""
+    operations = _parse(body, DECODING)
+    if not isinstance(operations, list | None):
+        raise bad_request(DECODING + go_json.unmarshal_error(operations, "[]handlers.jsonPatchOp"))
+    if operations and len(operations) > MAX_OPERATIONS:
+        message = f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(operations)}"
+        raise ApiStatusError(413, message, "RequestEntityTooLarge")
+    out = [f"json patch {words}" for words in schema_codec.duplicates(operations) if words.count(".") == 1]
+    for number, operation in enumerate(operations or []):
+        if not isinstance(operation, dict):
+            raise bad_request(DECODING + go_json.unmarshal_error(operation, "handlers.jsonPatchOp"))
+        for member in ("op", "path", "from"):
+            if not isinstance(operation.get(member), str | None):
+                held = schema_codec.json_kind(operation[member])
+                where = f"Go struct field jsonPatchOp.{member} of type string"
+                raise bad_request(f"{DECODING}json: cannot unmarshal {held} into {where}")
+        out += [f'json patch unknown field "[{number}].{name}"' for name in operation if name not in _MEMBERS]
+    return out
+
 
 def _json_patch(document: Object, body: bytes) -> list[Object]:
     """Apply the operations to `document` in place; the objects they went through are returned."""
-    operations = _parse(body, DECODING)
-    if operations is None:
-        return []
-    if not isinstance(operations, list):
-        raise bad_request(DECODING + go_json.unmarshal_error(operations, "[]handlers.jsonPatchOp"))
-    if len(operations) > MAX_OPERATIONS:
-        message = f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(operations)}"
-        raise ApiStatusError(413, message, "RequestEntityTooLarge")
     touched: list[Object] = []
-    for operation in operations:
-        if not isinstance(operation, dict):
-            raise bad_request(DECODING + go_json.unmarshal_error(operation, "handlers.jsonPatchOp"))
+    for operation in _parse(body, DECODING) or []:
         try:
             _operate(document, operation, touched)
         except (_Inapplicable, RecursionError):

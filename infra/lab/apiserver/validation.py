@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from infra.lab.apiserver import validation_core as core
 from infra.lab.apiserver import validation_extensions as extensions
@@ -101,34 +97,3 @@ def validate(kind: KindInfo, new: Object, old: Object | None = None, subresource
         # events of either group are validated as core events, and say so
         group = "" if kind.stored_as == "events" else kind.group
         raise invalid(kind.kind, metadata.get("name") or "", causes, group)
-
-
-def warnings(kind: KindInfo, obj: Object) -> list[str]:
-    """What the server remarks about an object it accepts."""
-    if (kind.group, kind.kind) != ("", "Secret") or obj.get("type") != "kubernetes.io/tls":
-        return []
-    data = obj.get("data") or {}
-    problem = key_pair_problem(base64.b64decode(data.get("tls.crt") or ""), base64.b64decode(data.get("tls.key") or ""))
-    return [problem] if problem else []
-
-
-def key_pair_problem(certificate: bytes, key: bytes) -> str:
-    """What Go's TLS library says about this pair; empty when certificate and key belong together."""
-    if b"-----BEGIN" not in certificate:
-        return "tls: failed to find any PEM data in certificate input"
-    if b"-----BEGIN CERTIFICATE-----" not in certificate:
-        return 'tls: failed to find "CERTIFICATE" PEM block in certificate input after skipping PEM blocks'
-    if b"-----BEGIN" not in key:
-        return "tls: failed to find any PEM data in key input"
-    try:
-        leaf = x509.load_pem_x509_certificates(certificate)[0]
-    except ValueError as error:
-        return f"x509: malformed certificate: {error}"
-    try:
-        public = load_pem_private_key(key, None).public_key()
-    except (ValueError, TypeError):
-        return "tls: failed to parse private key"
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if leaf.public_key().public_bytes(*form) != public.public_bytes(*form):
-        return "tls: private key does not match public key"
-    return ""

@@ -19,6 +19,7 @@ from . import (
     options,
     patch,
     protobuf,
+    remarks,
     status,
     strategy,
     validation,
@@ -153,7 +154,7 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
             metadata["creationTimestamp"] = api.timestamp()
             strategy.prepare_create(api, kind, obj)
             check(kind, obj)
-            request.warnings.extend(validation.warnings(kind, obj))
+            request.warnings.extend(remarks.about(kind, obj))
             attributes.obj, attributes.name = obj, metadata["name"]
             await api.admission.validate(attributes)
             obj = canonical(obj, kind)
@@ -353,7 +354,7 @@ async def _change_once(
         complete(kind, obj)
     strategy.prepare_update(kind, obj, old, subresource)
     check(kind, obj, old, subresource)
-    request.warnings.extend(validation.warnings(kind, obj))
+    request.warnings.extend(remarks.about(kind, obj, old))
     obj = canonical(obj, kind)
     attributes.obj = obj
     await api.admission.validate(attributes)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import base64
 import copy
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from infra.lab.apiserver import defaults, validation
 from infra.lab.apiserver.kinds import KindInfo, Registry
@@ -313,27 +308,3 @@ def test_services_need_ports_that_are_told_apart() -> None:
         "spec.ports[0].name",
         "spec.ports[1].name",
     ]
-
-
-def test_the_server_remarks_on_a_certificate_and_key_that_do_not_fit() -> None:
-    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, keys[0].public_key(), 1, now, now + timedelta(days=1))
-        .sign(keys[0], hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
-    pems = [
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        for key in keys
-    ]
-
-    def remarks(crt: bytes, key: bytes) -> list[str]:
-        data = {"tls.crt": base64.b64encode(crt).decode(), "tls.key": base64.b64encode(key).decode()}
-        return validation.warnings(KINDS["secrets"], {"type": "kubernetes.io/tls", "data": data})
-
-    assert remarks(certificate, pems[0]) == []
-    assert remarks(certificate, pems[1]) == ["tls: private key does not match public key"]
-    assert remarks(b"x", pems[0]) == ["tls: failed to find any PEM data in certificate input"]
-    assert remarks(certificate, b"x") == ["tls: failed to find any PEM data in key input"]

@@ -112,6 +112,17 @@ def test_the_number_one_is_not_the_value_true_to_a_json_patch_test() -> None:
         _apply(DEPLOYMENT, current, JSON_PATCH, [{"op": "test", "path": "/spec/replicas", "value": True}])
 
 
+def test_members_a_json_patch_operation_does_not_have_are_complained_about() -> None:
+    body = b'[{"op": "add", "path": "/data/b", "value": "2", "why": "x"}]'
+    obj, warnings = patch.apply_patch(CONFIG_MAP, _config_map(a="1"), JSON_PATCH, body, "Warn")
+    assert (obj["data"], warnings) == ({"a": "1", "b": "2"}, ['json patch unknown field "[0].why"'])
+    with pytest.raises(ApiStatusError) as caught:
+        _apply(CONFIG_MAP, _config_map(), JSON_PATCH, [{"op": 1}])
+    assert caught.value.message == (
+        "error decoding patch: json: cannot unmarshal number into Go struct field jsonPatchOp.op of type string"
+    )
+
+
 def test_more_operations_than_a_json_patch_may_have_are_413() -> None:
     operations = [{"op": "test", "path": "/data/a", "value": "1"}] * 10_001
     with pytest.raises(ApiStatusError) as caught:
