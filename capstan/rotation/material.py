@@ -11,18 +11,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from capstan.errors import InvalidCertificate
-from capstan.pki.bundle import Bundle
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
-from capstan.pki.verify import verify_issuer
+from capstan.pki.verify import STRICT, verify_issuer
 from capstan.systems.base import IssuerMaterial
 from capstan.vaults.base import ROTATION_TAG, Reference, Vault
 from capstan.vaults.material import Material
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
 
     from capstan.config import RotationPolicy
+    from capstan.pki.bundle import Bundle
     from capstan.pki.inspect import Certificate
 
 _GENERATION = re.compile(r" G[1-9][0-9]*$")
@@ -83,17 +83,17 @@ def mint_target(
         shape = root_policy(_present_root(old, issuers), policy)
         return mint_root(shape, shape.next_generation(old), now)
 
-    root_reference = vault.ensure(secret_name(domain, "root"), _minter(new_root), tags)
-    root = minted(vault.get(root_reference), str(root_reference))
+    root_reference = vault.ensure(secret_name(domain, "root"), lambda: Material.of(new_root()), tags)
+    root = vault.get(root_reference).minted(str(root_reference))
     references = {"root": root_reference}
     new_issuers: dict[str, Certificate] = {}
     for cluster, present in issuers.items():
         issuer_shape = IssuerPolicy(common_name=present.common_name, validity=policy.issuer_validity)
         reference = vault.ensure(
-            secret_name(domain, f"issuer-{cluster}"), _minter(partial(mint_issuer, issuer_shape, root, now)), tags
+            secret_name(domain, f"issuer-{cluster}"), partial(_new_issuer, issuer_shape, root, now), tags
         )
-        issuer = minted(vault.get(reference), str(reference))
-        verify_issuer(issuer.certificate, [root.certificate], now)
+        issuer = vault.get(reference).minted(str(reference))
+        verify_issuer(issuer.certificate, [root.certificate], now, relax=STRICT)
         references[f"issuer/{cluster}"] = reference
         new_issuers[cluster] = issuer.certificate
     return Target(root.certificate, new_issuers, references)
@@ -118,21 +118,11 @@ def issuer_material(vault: Vault, reference: Reference) -> IssuerMaterial:
     Raises:
         NotFound, InvalidInput, Retryable: As the vault.
     """
-    return IssuerMaterial.of(minted(vault.get(reference), str(reference)))
+    return IssuerMaterial.of(vault.get(reference).minted(str(reference)))
 
 
-def minted(material: Material, where: str) -> Minted:
-    """A vault entry as certificate and key; of a chain, the first certificate is the key's."""
-    first = Bundle.parse(material.certificate_pem, where)
-    return Minted.parse(next(iter(first)).pem(), material.unsafe_private_key_pem(), where)
-
-
-def _minter(mint: Callable[[], Minted]) -> Callable[[], Material]:
-    def make() -> Material:
-        new = mint()
-        return Material(new.certificate.pem(), new.key.pem().decode("ascii"))
-
-    return make
+def _new_issuer(policy: IssuerPolicy, root: Minted, now: datetime) -> Material:
+    return Material.of(mint_issuer(policy, root, now))
 
 
 def _present_root(old: Bundle, issuers: Mapping[str, Certificate]) -> Certificate:

@@ -40,7 +40,7 @@ def prove_refusal(rotation: Rotation) -> None:
                 ("old", previous, Verdict.REFUSED),
                 ("new", rotation.required_target().references[f"issuer/{cluster}"], Verdict.ACCEPTED),
             ):
-                issuer = material.minted(rotation.vault.get(reference), str(reference))
+                issuer = rotation.vault.get(reference).minted(str(reference))
                 remaining = issuer.certificate.not_after - rotation.now()
                 leaf = mint_leaf(
                     issuer,
