@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from infra.lab.apiserver import ApiServer, Faults
@@ -12,6 +11,7 @@ from infra.lab.controllers import start_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from pathlib import Path
 
 
 class LabServer:

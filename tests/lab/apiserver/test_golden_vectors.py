@@ -6,7 +6,6 @@ import importlib.util
 import json
 import tomllib
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,12 +14,33 @@ from tests.lab.apiserver.lab_server import LabServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 SCENARIOS = sorted((VECTORS / "kube-api").glob("*.json"))
 FAILING: dict[str, str] = tomllib.loads((VECTORS / "expected.toml").read_text())["failing"]
 # Scenarios which wait by design (watch timeouts, rollouts, a cron minute).
-SLOW = ("15", "16", "27", "28", "30", "31", "32", "34", "35", "36", "49", "54", "55", "56", "57", "58", "59", "61", "62")
+SLOW = (
+    "15",
+    "16",
+    "27",
+    "28",
+    "30",
+    "31",
+    "32",
+    "34",
+    "35",
+    "36",
+    "49",
+    "54",
+    "55",
+    "56",
+    "57",
+    "58",
+    "59",
+    "61",
+    "62",
+)
 SLOW += ("65", "66", "77", "78", "80", "84", "85", "88")
 
 
