@@ -175,7 +175,9 @@ class GarbageCollector:
                 if any(r["uid"] in self._by_uid and not self._waits(r["uid"]) for r in others):
                     await self._drop_references(child_path, child, {reference["uid"]})
                     continue
-                await self._delete(child_path, child, "Foreground")
+                # Only a dependent which has dependents itself has anything to wait for.
+                has_children = any(True for _ in self._children(child))
+                await self._delete(child_path, child, "Foreground" if has_children else "Background")
             blocking |= bool(reference.get("blockOwnerDeletion"))
         if not blocking:
             await self._remove_finalizer(path, item, FOREGROUND)
