@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +109,11 @@ def _shape(kind: KindInfo) -> Shape:
 def _managed(kind: KindInfo, fields: FieldSet, subresource: str) -> FieldSet:
     """Without what nobody manages, and what this path of the resource cannot change."""
 
-    def counts(path: Path) -> bool:
-        if path in _UNMANAGED:
-            return False
-        if subresource == "status":
-            return path[0] == "f:status"
-        return not (kind.has_status and path[0] == "f:status")
-
-    return frozenset(path for path in fields if counts(path))
+    if subresource == "status":
+        return frozenset(path for path in fields if path[0] == "f:status")
+    if kind.has_status:
+        return frozenset(path for path in fields if path[0] != "f:status" and path not in _UNMANAGED)
+    return fields - _UNMANAGED
 
 
 def track_update(  # the arguments are those of the request
@@ -213,7 +209,7 @@ def server_side_apply(
     complaints = list(managed_fields.check_types(shape, applied))
     if complaints:
         raise _typed_error(kind, applied, complaints)
-    live = copy.deepcopy(current) if current is not None else _blank(kind, applied)
+    live = schema_codec.clone(current) if current is not None else _blank(kind, applied)
     managers = _Managers((live.get("metadata") or {}).pop("managedFields", None))
     if current is not None and not managers.sets:
         _attribute(kind, shape, live, managers, now)
@@ -259,9 +255,17 @@ def _attribute(kind: KindInfo, shape: Shape, live: Object, managers: _Managers, 
     managers.times[identity] = _stamp(now)
 
 
+_EMPTY_OBJECTS: dict[str, Object] = {}
+
+
 def _empty(shape: Shape) -> Object:
-    """An object of this type with nothing set, as it is encoded."""
-    return schema_codec.normalise(shape.struct, {}) if shape.struct is not None else {}
+    """An object of this type with nothing set, as it is encoded; not to be changed."""
+    if shape.struct is None:
+        return {}
+    name = shape.struct.name
+    if name not in _EMPTY_OBJECTS:
+        _EMPTY_OBJECTS[name] = schema_codec.normalise(shape.struct, {})
+    return _EMPTY_OBJECTS[name]
 
 
 def _blank(kind: KindInfo, applied: Object) -> Object:
@@ -338,7 +342,7 @@ def _remember_configuration(manager: str, obj: Object, applied: Object) -> None:
     annotations = (obj.get("metadata") or {}).get("annotations")
     if manager != "kubectl" or not annotations or LAST_APPLIED not in annotations:
         return
-    kept = copy.deepcopy(applied)
+    kept = schema_codec.clone(applied)
     ((kept.get("metadata") or {}).get("annotations") or {}).pop(LAST_APPLIED, None)
     text = go_json.encode(_sorted(kept)) + "\n"
     if len(text.encode()) > _LAST_APPLIED_LIMIT:

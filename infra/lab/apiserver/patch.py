@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +54,7 @@ def apply_patch(
     """
     media = content_type.split(";")[0].strip()
     struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
-    document = copy.deepcopy(current)
+    document = schema_codec.clone(current)
     if media in (JSON_PATCH, MERGE_PATCH):
         change, read = (_json_patch, _operations) if media == JSON_PATCH else (_merge_patch, _merge_complaints)
         repeated = read(body)
@@ -63,7 +62,7 @@ def apply_patch(
 
         def shown() -> str:
             """The patched document, from one whose fields are in the order of the encoding."""
-            again = schema_codec.normalise(struct, current) if struct else copy.deepcopy(current)
+            again = schema_codec.normalise(struct, current) if struct else schema_codec.clone(current)
             return _encode(again, change(again, body))
 
         return _typed(struct, document, shown, mode, repeated)
@@ -230,13 +229,13 @@ def _operate(document: Object, operation: Object, touched: list[Object]) -> None
                 raise _Inapplicable
             if action == "move":
                 _take(document, source, touched)
-            _put(document, path, copy.deepcopy(value), touched, insert=True)
+            _put(document, path, schema_codec.clone(value), touched, insert=True)
         case _:
             raise _Inapplicable
 
 
 def _given(operation: Object) -> Any:
-    return copy.deepcopy(operation.get("value"))
+    return schema_codec.clone(operation.get("value"))
 
 
 def _same(held: Any, wanted: Any) -> bool:

@@ -7,7 +7,6 @@ replaced. Directives in the patch: ``$patch`` (replace, delete, merge), ``$retai
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from infra.lab.apiserver import go_json, schema
@@ -117,7 +116,7 @@ def _ordered_lists(struct: schema.Struct | None, original: Object, patch: Object
         before = original.get(name)
         merge_key = field.merge_key if field else ""
         if isinstance(before, list):
-            merged = _merge_list(field, copy.deepcopy(before), change, deletes=False) if change else list(before)
+            merged = _merge_list(field, list(before), change, deletes=False) if change else list(before)
         elif isinstance(change, list):
             merged = _plain(change)
         else:

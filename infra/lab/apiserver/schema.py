@@ -116,9 +116,14 @@ class Struct:
         return {entry.name: position for position, entry in enumerate(self.fields)}
 
     @cached_property
-    def always(self) -> tuple[Field, ...]:
-        """Fields which are encoded even when they are empty."""
-        return tuple(f for f in self.fields if f.keep or (f.type.always_encoded and not f.omitzero))
+    def always(self) -> dict[str, Type]:
+        """Fields which are encoded even when they are empty, with their types."""
+        return {f.name: f.type for f in self.fields if f.keep or (f.type.always_encoded and not f.omitzero)}
+
+    @cached_property
+    def optional(self) -> frozenset[str]:
+        """Fields which may be present and empty at once (behind a pointer)."""
+        return frozenset(f.name for f in self.fields if f.type.pointer)
 
     @cached_property
     def by_number(self) -> dict[int, Field]:

@@ -13,9 +13,6 @@ from typing import Any
 from infra.lab.apiserver import schema, schema_scalars
 from infra.lab.apiserver.schema_scalars import ScalarError
 
-# What `omitempty` leaves out
-_EMPTY: tuple[Any, ...] = ("", 0, False, [], {})
-
 
 class DecodeError(Exception):
     """The first value of a document which does not fit its type; the text is that of Go's decoder."""
@@ -25,6 +22,15 @@ class DuplicateKeys(dict[str, Any]):
     """A JSON object whose text had some keys twice; the last value counts."""
 
     duplicates: tuple[str, ...] = ()
+
+
+def clone(value: Any) -> Any:
+    """A deep copy of a JSON value, several times faster than copy.deepcopy."""
+    if isinstance(value, dict):
+        return {key: clone(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [clone(item) for item in value]
+    return value
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -129,6 +135,8 @@ class Decoder:
         if value is None:
             return None if kind.pointer else zero(kind)
         if kind.scalar:
+            if kind.scalar == "string" and isinstance(value, str):
+                return value
             return self._scalar(kind, value, owner, place)
         if kind.item is not None:
             if not isinstance(value, list):
@@ -196,18 +204,10 @@ def zero(kind: schema.Type) -> Any:
 
 def encode_fields(struct: schema.Struct, found: dict[str, Any]) -> dict[str, Any]:
     """`found` (decoded values by JSON name) in the order and with the omissions of the Go encoder."""
-    known = struct.by_name
-    out = {}
-    for field in struct.always:
-        if field.name not in found:
-            out[field.name] = zero(field.type)
+    always, optional = struct.always, struct.optional
+    out = {name: zero(kind) for name, kind in always.items() if name not in found}
     for name, value in found.items():
-        field = known[name]
-        if (
-            field.keep
-            or (field.type.always_encoded and not field.omitzero)
-            or (value is not None and (field.type.pointer or value not in _EMPTY))
-        ):
+        if value or name in always or (value is not None and name in optional):
             out[name] = value
     if len(out) > 1:
         rank = struct.rank

@@ -20,13 +20,14 @@ from . import (
     patch,
     protobuf,
     remarks,
+    schema_codec,
     status,
     strategy,
     validation,
     yaml_codec,
 )
 from .api import AdmissionAttributes, manager_of
-from .objects import canonical, convert, stored_form
+from .objects import canonical, convert, ordered, stored_form
 from .reading import show
 from .store import ConflictError, Stored
 
@@ -86,6 +87,11 @@ def complete(kind: KindInfo, obj: JSON) -> None:
         defaults.apply_defaults(kind, obj)
 
 
+def completed(obj: JSON, kind: KindInfo) -> JSON:
+    """The canonical form of an object which `complete` has been applied to: for built-in kinds it has nearly that form."""
+    return canonical(obj, kind) if kind.custom else ordered(obj, kind)
+
+
 def check(kind: KindInfo, obj: JSON, old: JSON | None = None, subresource: str = "") -> None:
     """422 for an object which must not be stored."""
     validation.validate(kind, obj, old, subresource)
@@ -143,7 +149,6 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
     )
     await api.admission.mutate(attributes)
     obj = attributes.obj or obj
-    complete(kind, obj)
     metadata = obj["metadata"]
     generated = not metadata.get("name") and bool(metadata.get("generateName"))
     for attempt in range(NAME_ATTEMPTS):
@@ -153,11 +158,12 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
             metadata["uid"] = api.new_uid()
             metadata["creationTimestamp"] = api.timestamp()
             strategy.prepare_create(api, kind, obj)
+            complete(kind, obj)
             check(kind, obj)
             request.warnings.extend(remarks.about(kind, obj))
             attributes.obj, attributes.name = obj, metadata["name"]
             await api.admission.validate(attributes)
-            obj = canonical(obj, kind)
+            obj = completed(obj, kind)
             metadata = obj["metadata"]
         key = (metadata.get("namespace") or "", metadata["name"])
         existing = api.store.get(kind.storage, *key)
@@ -292,6 +298,8 @@ async def change(
 ) -> Stored:
     """Compute a new state from the present one with `make` and commit it; computed anew when it lost a race.
 
+    `make` must leave what it is given alone and answer an object of its own.
+
     `wanted`: the resourceVersion a PUT carries (0: none). A patch which carries one says so in its result.
     """
     info = request.info
@@ -301,7 +309,7 @@ async def change(
         if stored is None:
             raise status.not_found(kind.plural, info.name, kind.group)
         old = convert(stored.obj, kind)
-        obj = make(copy.deepcopy(old))
+        obj = make(schema_codec.clone(old))
         try:
             return await _change_once(api, request, kind, stored, old, obj, subresource, operation, wanted, applied)
         except ConflictError:
@@ -355,7 +363,7 @@ async def _change_once(
     strategy.prepare_update(kind, obj, old, subresource)
     check(kind, obj, old, subresource)
     request.warnings.extend(remarks.about(kind, obj, old))
-    obj = canonical(obj, kind)
+    obj = completed(obj, kind)
     attributes.obj = obj
     await api.admission.validate(attributes)
     obj["metadata"]["resourceVersion"] = before["resourceVersion"]
