@@ -175,6 +175,7 @@ class TrustSystem(Protocol):
         """Make every place that declares the roots hold exactly these.
 
         Raises:
+            GateRefused: The configured issuer or a live leaf chains only to a root that would be taken away.
             OwnedElsewhere: A tool would revert the write; says what to commit there.
             Conflict: Somebody wrote in between; observe again.
         """

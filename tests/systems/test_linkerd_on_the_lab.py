@@ -92,6 +92,15 @@ def test_an_issuer_of_a_root_nobody_trusts_is_refused_and_nothing_is_written(lin
     assert versions(cluster) == before
 
 
+def test_taking_away_a_root_that_is_still_needed_is_refused_and_nothing_is_written(linkerd, cluster, minted):
+    before = versions(cluster)
+    with pytest.raises(GateRefused) as caught:
+        linkerd.ensure_bundle(Bundle.of(minted[0].certificate))
+    assert "the configured issuer" in caught.value.observed
+    assert "lab/shop/" in caught.value.observed
+    assert versions(cluster) == before
+
+
 def test_a_proxy_lets_in_a_leaf_of_the_present_issuer_and_refuses_a_strangers(linkerd, minted):
     present = linkerd.read_issuer()
     assert probe_with(linkerd, Minted(present.certificate, present.key)).unanimous(Verdict.ACCEPTED)
@@ -241,6 +250,8 @@ def test_a_whole_rotation_drops_no_handshake_and_ends_with_the_old_root_refused(
     assert linkerd.restart_data_plane(both.fingerprints, "widen", seconds=60).restarted == ()
 
     # issue: the new issuer signs, every leaf follows by itself
+    with pytest.raises(GateRefused, match="still need a root"):
+        linkerd.ensure_bundle(new)
     changes = linkerd.ensure_issuer(IssuerMaterial.of(issuer))
     assert [change.written for change in changes] == [True, True, True]
     assert not any(change.written for change in linkerd.ensure_issuer(IssuerMaterial.of(issuer)))

@@ -75,7 +75,9 @@ class Linkerd:
         return dict(self._certificates)
 
     def ensure_bundle(self, roots: Bundle) -> tuple[Change, ...]:
-        """Make every place that declares the roots hold exactly these."""
+        """Make every place that declares the roots hold exactly these, unless somebody still needs another."""
+        if anchors.removes_roots(self.cluster, self.namespace, roots):
+            anchors.require_nobody_needs_others(self.view(roots), roots)
         return anchors.ensure_bundle(self.cluster, self.namespace, roots, accept=self.accept)
 
     def ensure_issuer(self, material: IssuerMaterial) -> tuple[Change, ...]:

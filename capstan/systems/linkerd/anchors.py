@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from capstan.cluster.resources import CONFIG_MAPS, SECRETS
-from capstan.errors import CapstanError, OwnedElsewhere
+from capstan.errors import CapstanError, GateRefused, OwnedElsewhere
 from capstan.pki.bundle import Bundle, Reading, lint
 from capstan.systems.base import Change
 from capstan.systems.linkerd.layout import (
@@ -23,6 +23,7 @@ from capstan.systems.linkerd.layout import (
     TRUST_ROOTS_KEY,
     Tool,
     owner_of,
+    short,
 )
 from capstan.systems.linkerd.secrets import decoded, encoded
 from capstan.systems.linkerd.values import get_value, set_value
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from capstan.cluster.client import Cluster
     from capstan.cluster.values import Object
+    from capstan.systems.linkerd.observe import View
     from capstan.trust.observation import Fingerprint
 
 
@@ -87,6 +89,44 @@ def ensure_bundle(
             )
         )  # fmt: skip
     return tuple(changes)
+
+
+def removes_roots(cluster: Cluster, namespace: str, roots: Bundle) -> bool:
+    """Whether writing these roots would take away one that is declared now."""
+    item = cluster.get(CONFIG_MAPS, TRUST_ROOTS, namespace)
+    text = str((item.get("data") or {}).get(TRUST_ROOTS_KEY, ""))
+    try:
+        return bool(Bundle.parse_lenient(text, TRUST_ROOTS).fingerprints - roots.fingerprints)
+    except CapstanError:
+        return False  # nothing that can be read is taken away
+
+
+def require_nobody_needs_others(view: View, roots: Bundle) -> None:
+    """Refuse roots to which the configured issuer, or a leaf that is presented now, does not chain.
+
+    The last line of defence, on positive evidence only: who could not be read is the business of the gate before.
+
+    Raises:
+        GateRefused: Names who would not be trusted any more. Nothing was written.
+    """
+    kept = roots.fingerprints
+    issuer = view.observation.issuer
+    needing = [
+        f"{peer.name} presents a leaf of {short(peer.leaf.anchors)}"
+        for peer in view.observation.peers
+        if peer.leaf is not None and not peer.leaf.anchors & kept
+    ]
+    # An issuer that chains to nothing declared now is broken already, and this write does not make it worse.
+    if issuer is not None and issuer.anchors & view.bundle.fingerprints and not issuer.anchors & kept:
+        needing.insert(0, f"the configured issuer {issuer.fingerprint[:8]} chains to {short(issuer.anchors)}")
+    if needing:
+        raise GateRefused(
+            f"{len(needing)} still need a root that would be taken away",
+            where=f"configmap {view.layout.namespace}/{TRUST_ROOTS} in cluster {view.observation.name}",
+            observed="\n            ".join(needing[:20]),
+            expected=f"everything that is presented to chain to {short(kept)}",
+            next_command="capstan status, and wait until it names nobody",
+        )
 
 
 def require_ours(

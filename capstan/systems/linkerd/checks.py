@@ -16,9 +16,8 @@ from capstan.pki.bundle import Reading, lint
 from capstan.pki.rules import Level, bundle_findings, issuer_findings, root_findings
 from capstan.pki.verify import verify_issuer
 from capstan.systems.base import CheckResult, Severity, Status
-from capstan.systems.linkerd.control_plane import short
 from capstan.systems.linkerd.issuer import read_issuer
-from capstan.systems.linkerd.layout import TRUST_ROOTS, TRUST_ROOTS_KEY
+from capstan.systems.linkerd.layout import TRUST_ROOTS, TRUST_ROOTS_KEY, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -12,7 +12,7 @@ from capstan.cluster.resources import DEPLOYMENTS, PODS
 from capstan.cluster.restart import Restarted, RestartReport, restart_workloads
 from capstan.errors import CapstanError, GateRefused, GateTimedOut, Retryable
 from capstan.pki.bundle import Bundle
-from capstan.systems.linkerd.layout import CONTROL_PLANE, IDENTITY
+from capstan.systems.linkerd.layout import CONTROL_PLANE, IDENTITY, short
 from capstan.systems.linkerd.observe import View, observe
 from capstan.systems.linkerd.pods import literal_anchors, proxy_container
 from capstan.trust.observation import Fingerprint, Owner
@@ -132,11 +132,6 @@ def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | N
     if peer.leaf.issuer != issuer:
         return f"presents a leaf of issuer {(peer.leaf.issuer or 'unknown')[:8]}"
     return ""
-
-
-def short(fingerprints: frozenset[Fingerprint]) -> str:
-    """`{1a2b3c4d, 5e6f7a8b}`."""
-    return "{" + ", ".join(sorted(fingerprint[:8] for fingerprint in fingerprints)) + "}"
 
 
 def _expected(roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> str:

@@ -8,7 +8,8 @@ from capstan.cluster.resources import PODS
 from capstan.cluster.restart import Restarted, RestartReport, Skipped, restart_workloads
 from capstan.cluster.workloads import RESOURCES, Method, Owners, PodRef, method
 from capstan.errors import GateRefused, GateTimedOut, NotFound
-from capstan.systems.linkerd.control_plane import short, why_stale
+from capstan.systems.linkerd.control_plane import why_stale
+from capstan.systems.linkerd.layout import short
 from capstan.systems.linkerd.observe import observe
 from capstan.systems.linkerd.pods import proxy_container
 from capstan.trust.observation import Fingerprint, Owner, Role

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS, SECRETS
+from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS
 from capstan.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from capstan.cluster.client import Cluster
     from capstan.cluster.values import Object
+    from capstan.trust.observation import Fingerprint
 
 TRUST_ROOTS: Final = "linkerd-identity-trust-roots"
 TRUST_ROOTS_KEY: Final = "ca-bundle.crt"
@@ -185,9 +188,9 @@ def owner_of(item: Object, *, cli_install: bool = False) -> Tool:
     return Tool.CLI if cli_install else Tool.PLAIN
 
 
-def is_cli_install(cluster: Cluster, namespace: str) -> bool:
-    """Whether `linkerd install` made this: it leaves a Secret of overrides for `linkerd upgrade`."""
-    return cluster.find(SECRETS, OVERRIDES, namespace) is not None
+def short(fingerprints: Iterable[Fingerprint]) -> str:
+    """`{1a2b3c4d, 5e6f7a8b}`, for messages."""
+    return "{" + ", ".join(sorted(fingerprint[:8] for fingerprint in fingerprints)) + "}"
 
 
 def _flags(deployment: Object) -> dict[str, str]:
