@@ -60,6 +60,8 @@ class JobController:
             return None
         job = await self._count(job, mine)
         mine = self.context.by_owner(pods.PODS).get(job["metadata"]["uid"])
+        if any(pods.finished(p) and TRACKING in (p["metadata"].get("finalizers") or []) for p in mine):
+            return 0.0  # finished while the others were counted: starting pods now would start one too many
         verdict = _verdict(job)
         if verdict is not None:
             return await self._finish(job, mine, *verdict)
@@ -113,7 +115,7 @@ class JobController:
                     body = {"metadata": {"uid": pod["metadata"]["uid"], "finalizers": left or None}}
                     answer = await self.context.client.patch(path_of(pods.PODS, pod), body)
                 except ApiError as error:
-                    if error.status not in (404, 409):
+                    if error.status != 404:
                         raise
                 else:
                     if not pods.terminating(answer):

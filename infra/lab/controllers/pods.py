@@ -159,7 +159,7 @@ async def delete(context: Context, pod: JSON) -> None:
     try:
         answer = await context.client.delete(path_of(PODS, pod), body)
     except ApiError as error:
-        if error.status not in (404, 409):
+        if error.status != 404:
             raise
         return
     if answer.get("kind") == "Pod" and answer["metadata"].get("deletionGracePeriodSeconds"):

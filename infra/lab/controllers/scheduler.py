@@ -100,7 +100,7 @@ class Scheduler:
             await self.context.client.create(f"{path_of(pods.PODS, pod)}/binding", body)
         except BaseException as error:
             self._on_node[node].pop(key_of(pod), None)
-            if not isinstance(error, ApiError) or error.status not in (404, 409):
+            if not isinstance(error, ApiError) or error.status != 404:
                 raise
 
     async def _refuse(self, pod: JSON, nodes: int, reasons: Counter[str]) -> None:

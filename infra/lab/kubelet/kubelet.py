@@ -74,6 +74,7 @@ class Kubelet:
         self._find = find
         self._references = references
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending: set[str] = set()  # uids of finished pods whose last delete is under way
         self._stopping = False
         host = urlsplit(client.endpoint.server)
         port = str(host.port or 443)
@@ -110,7 +111,9 @@ class Kubelet:
         elif self._stopping:
             return
         elif (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-            if "deletionTimestamp" in pod["metadata"] and not pod["metadata"].get("finalizers"):
+            metadata = pod["metadata"]
+            if "deletionTimestamp" in metadata and not metadata.get("finalizers") and uid not in self._ending:
+                self._ending.add(uid)
                 self.spawn(self._delete(pod))
         elif pod["metadata"].get("deletionGracePeriodSeconds") != 0:
             # Grace 0 means our final delete has been made, and finalizers hold what is left: nothing of it runs.
@@ -118,6 +121,7 @@ class Kubelet:
 
     def pod_deleted(self, pod: JSON) -> None:
         """The object is gone from the API."""
+        self._ending.discard(pod["metadata"]["uid"])
         worker = self.workers.get(pod["metadata"]["uid"])
         if worker is not None:
             worker.vanish()
@@ -176,18 +180,20 @@ class Kubelet:
         expiry = datetime.fromisoformat(answer["expirationTimestamp"].replace("Z", "+00:00"))
         return str(answer["token"]), max((expiry - datetime.now(UTC)).total_seconds(), 1.0)
 
-    async def insist(self, request: Callable[[], Awaitable[Any]]) -> bool:
-        """Repeat a request until the server has taken it; False when its object no longer exists (404, or 409 on its
-        uid).
+    async def insist(self, request: Callable[[], Awaitable[Any]], over: Callable[[], bool]) -> bool:
+        """Repeat a request until the server has taken it; False when its object no longer exists.
+
+        A 409 may be a conflict that passes, or the uid of a successor of the same name: `over` tells from what the
+        watch has brought.
         """
-        pause = 0.1
+        pause = 0.05
         while not self._stopping:
             try:
                 await request()
             except ApiError as error:
-                if error.status in (404, 409):
+                if error.status == 404 or over():
                     return False
-                if 400 <= error.status < 500 and error.status != 429:
+                if 400 <= error.status < 500 and error.status not in (409, 429):
                     log.warning("node %s: refused: %s", self.name, error)
                     return False
                 await asyncio.sleep(pause)
@@ -216,6 +222,8 @@ class Kubelet:
 
     async def _delete(self, pod: JSON) -> None:
         namespace, name = key_of(pod)
-        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod["metadata"]["uid"]}}
+        uid = pod["metadata"]["uid"]
+        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
-        await self.insist(lambda: self.client.delete(path, body))
+        await self.insist(lambda: self.client.delete(path, body), lambda: uid not in self._ending)
+        self._ending.discard(uid)

@@ -210,7 +210,7 @@ class PodWorker:
             "gracePeriodSeconds": 0,
             "preconditions": {"uid": self.uid},
         }
-        await self.kubelet.insist(lambda: self.kubelet.client.delete(self.path, body))
+        await self.kubelet.insist(lambda: self.kubelet.client.delete(self.path, body), lambda: self._gone)
         self._gone = True
 
     def _clean_up(self) -> None:
@@ -326,7 +326,9 @@ class PodWorker:
                 return
             body = {"metadata": {"uid": self.uid}, "status": fresh}
             path = f"{self.path}/status"
-            if await self.kubelet.insist(lambda: self.kubelet.client.patch(path, body, "strategic")):
+            if await self.kubelet.insist(
+                lambda: self.kubelet.client.patch(path, body, "strategic"), lambda: self._gone
+            ):
                 self._written = fresh
 
     def warn(self, reason: str, message: str) -> None:
