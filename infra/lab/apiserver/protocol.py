@@ -5,6 +5,7 @@ The application finds in ``scope["state"]``:
 ``peer_chain``  tuple of DER certificates the client presented in the handshake, leaf first (empty: none)
 ``take_over``   for a request with ``Connection: Upgrade``: ends HTTP on this connection and hands back its raw bytes,
                 so that a WebSocket or SPDY stream can be relayed verbatim (`kubelet_proxy`)
+``abort``       drops the connection without an answer (`faults`)
 
 Upgrades are never interpreted here: a WebSocket request reaches the application as an ordinary HTTP request and passes
 the same authentication and authorization.
@@ -62,6 +63,7 @@ class ApiHttpProtocol(H11Protocol):
             **self.app_state,
             "peer_chain": transport.get_extra_info("peer_chain") or (),
             "take_over": self._take_over,
+            "abort": transport.abort,
         }
 
     def _take_over(self) -> RawStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from . import fieldvalidation, options, patch, status, writing
@@ -78,7 +79,8 @@ async def handle(api: Api, request: Request) -> Response:
     elif request.content_type not in writing.PATCH_TYPES:
         raise status.unsupported_media_type()
 
-    def scaled(current: JSON) -> JSON:
+    def scaled(present: JSON) -> JSON:
+        current = copy.deepcopy(present)
         if request.method == "PUT":
             after = sent
         elif request.content_type == "application/apply-patch+yaml":

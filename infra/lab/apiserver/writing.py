@@ -88,7 +88,7 @@ def complete(kind: KindInfo, obj: JSON) -> None:
 
 
 def completed(obj: JSON, kind: KindInfo) -> JSON:
-    """The canonical form of an object which `complete` has been applied to: for built-in kinds it has nearly that form."""
+    """The canonical form of an object after `complete`, which gives built-in kinds that form but for the first keys."""
     return canonical(obj, kind) if kind.custom else ordered(obj, kind)
 
 

@@ -130,7 +130,7 @@ def test_a_deployment_rolls_out_restarts_scales_and_keeps_its_history(
     assert not set(running) & set(before)
     assert "2" in kubectl("rollout", "history", "deployment/web", n)
     assert kubectl("get", "deployment", "web", n).splitlines()[1].split()[:4] == ["web", "3/3", "3", "3"]
-    assert "ScalingReplicaSet" in kubectl("describe", "deployment", "web", n)
+    assert "(3/3 replicas created)" in kubectl("describe", "deployment", "web", n)
 
 
 def test_logs_and_waiting_for_a_pod_to_be_ready(kubectl: Callable[..., str], namespace: str) -> None:
