@@ -127,13 +127,13 @@ def test_a_restart_for_roots_that_are_not_declared_is_refused(linkerd, minted):
 
 def test_an_injector_that_does_not_inject_is_found_out_by_rehearsal(linkerd, cluster):
     (webhook,) = [item for item in cluster.list(MUTATING_WEBHOOKS).items if "injector" in item["metadata"]["name"]]
-    view = linkerd.view()
-    await_injector(cluster, view, view.observation.bundle, until=cluster.clock() + 5)
+    bundle = linkerd.view().observation.bundle
+    await_injector(cluster, "linkerd", bundle, until=cluster.clock() + 5)
     body = {key: value for key, value in webhook.items() if key != "metadata"}
     cluster.delete(MUTATING_WEBHOOKS, webhook["metadata"]["name"])
     try:
         with pytest.raises(GateTimedOut) as caught:
-            await_injector(cluster, view, view.observation.bundle, until=cluster.clock())
+            await_injector(cluster, "linkerd", bundle, until=cluster.clock())
         assert "no linkerd-proxy was injected" in caught.value.observed
     finally:
         kept = {key: webhook["metadata"].get(key) or {} for key in ("labels", "annotations")}

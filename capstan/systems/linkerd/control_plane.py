@@ -12,7 +12,7 @@ from capstan.cluster.resources import DEPLOYMENTS, PODS
 from capstan.cluster.restart import Restarted, RestartReport, restart_workloads
 from capstan.errors import CapstanError, GateRefused, GateTimedOut, Retryable
 from capstan.pki.bundle import Bundle
-from capstan.systems.linkerd.layout import CONTROL_PLANE, IDENTITY, short
+from capstan.systems.linkerd.layout import COMPONENT_LABEL, CONTROL_PLANE, IDENTITY, MESH_LABEL, short
 from capstan.systems.linkerd.observe import View, observe
 from capstan.systems.linkerd.pods import literal_anchors, proxy_container
 from capstan.trust.observation import Fingerprint, Owner
@@ -51,8 +51,7 @@ def restart_control_plane(
         restarted += _restart_component(
             cluster, namespace, name, roots, issuer if name == IDENTITY else None, stamp, until, on_progress, now
         )
-    view = observe(cluster, namespace, now=now)
-    await_injector(cluster, view, roots, until=until)
+    await_injector(cluster, namespace, roots, until=until)
     return RestartReport(tuple(restarted))
 
 
@@ -104,9 +103,7 @@ def _look(cluster: Cluster, namespace: str, owner: Owner, now: Callable[[], date
 
     def of_component(pod: Object) -> bool:
         labels = pod["metadata"].get("labels") or {}
-        return (
-            pod["metadata"]["namespace"] == namespace and labels.get("linkerd.io/control-plane-component") == component
-        )
+        return pod["metadata"]["namespace"] == namespace and labels.get(COMPONENT_LABEL) == component
 
     return observe(cluster, namespace, only=of_component, now=now)
 
@@ -161,7 +158,7 @@ def _require_start_possible(view: View, roots: frozenset[Fingerprint]) -> None:
         )  # fmt: skip
 
 
-def await_injector(cluster: Cluster, view: View, roots: frozenset[Fingerprint], *, until: float) -> None:
+def await_injector(cluster: Cluster, namespace: str, roots: frozenset[Fingerprint], *, until: float) -> None:
     """Wait until pods born now get these roots, by letting the API server rehearse a birth (dry-run) several times.
 
     The injector's replicas read the roots from a mounted file, each as late as its kubelet; so as many answers in a row
@@ -170,10 +167,16 @@ def await_injector(cluster: Cluster, view: View, roots: frozenset[Fingerprint], 
     Raises:
         GateTimedOut: They still get others, or none.
     """
-    namespaces = sorted({proxy.peer.namespace for proxy in view.proxies} - {view.layout.namespace})
+    meshed = [
+        pod
+        for pod in cluster.list(PODS, label_selector=f"{MESH_LABEL}={namespace}", metadata_only=True).items
+        if "deletionTimestamp" not in pod["metadata"]
+    ]
+    namespaces = sorted({str(pod["metadata"]["namespace"]) for pod in meshed} - {namespace})
     if not namespaces:
         return  # nothing is meshed yet: there is nothing to be born wrong
-    replicas = sum(1 for proxy in view.proxies if proxy.component == "proxy-injector")
+    components = [(pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL) for pod in meshed]
+    replicas = components.count("proxy-injector")
     needed = max(DRY_RUNS, 2 * replicas)
     problem = ""
     right = 0
@@ -187,7 +190,7 @@ def await_injector(cluster: Cluster, view: View, roots: frozenset[Fingerprint], 
             raise GateTimedOut(
                 "pods born now would not get the wanted roots", stragglers=("proxy-injector",),
                 where=f"proxy-injector of cluster {cluster.name}", observed=problem, expected=f"roots {short(roots)}",
-                next_command=f"kubectl logs -n {view.layout.namespace} deploy/linkerd-proxy-injector proxy-injector",
+                next_command=f"kubectl logs -n {namespace} deploy/linkerd-proxy-injector proxy-injector",
             )  # fmt: skip
         cluster.sleep(POLL)
 
