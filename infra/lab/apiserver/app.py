@@ -51,6 +51,8 @@ class App:
         query = Query(scope["query_string"])
         method, path = scope["method"], scope["path"]
         info = requests.parse(method, path, query, self.api.registry)
+        if info.watch_path and info.selected:
+            query = query.limited_to(info.selected)
         request = Request(method, path, query, headers, scope, info)
         try:
             response = await self.pipeline(request, receive)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import options, selectors, status, table, yaml_codec
 from .negotiation import Accepted, negotiate
-from .objects import convert, item_prefix, list_item, partial, render
+from .objects import item_prefix, list_item, partial, render
 from .request import Response
 from .store import Stored, TooOldError, dumps
 
@@ -29,9 +29,15 @@ FUTURE_WAIT_SECONDS = 3.0
 
 
 async def get(api: Api, request: Request) -> Response:
-    """One object. ``resourceVersion`` of the request only says how fresh it must be, and ours always is."""
+    """One object. ``resourceVersion`` says how fresh it must be: ours is, unless that asks for the future."""
     kind, info = request.kind, request.info
     accepted = negotiate(request.headers.get("accept", ""))
+    version = request.query.get("resourceVersion")
+    if version:
+        try:
+            await wait_for_version(api, options.unsigned(version))
+        except ValueError as error:
+            raise status.plain_error(f'resourceVersion: Invalid value: "{version}": {error}') from None
     stored = api.store.get(kind.storage, info.namespace if kind.namespaced else "", info.name)
     if stored is None:
         raise status.not_found(kind.plural, info.name, kind.group)
@@ -242,8 +248,3 @@ async def wait_for_version(api: Api, wanted: int) -> None:
             cause = status.Cause("ResourceVersionTooLarge", "Too large resource version")
             raise status.gateway_timeout(message, [cause], retry_after=1)
         await asyncio.sleep(0.05)
-
-
-def plain(stored: Stored, kind: KindInfo) -> dict[str, Any]:
-    """The object as a dict in the version the kind serves."""
-    return convert(stored.obj, kind)

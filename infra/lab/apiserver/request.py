@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from . import status
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, MutableMapping
 
     from .kinds import KindInfo, Registry
-
-TRUE = ("1", "true", "True")
 
 
 class Query:
@@ -37,7 +35,16 @@ class Query:
         return [value for name, value in self.pairs if name == key]
 
     def flag(self, key: str) -> bool:
-        return self._first.get(key, "") in TRUE
+        """A boolean parameter: there, and neither ``false`` nor ``0`` (``?watch`` and ``?watch=yes`` are true)."""
+        return key in self._first and self._first[key].lower() not in ("false", "0")
+
+    def limited_to(self, name: str) -> Query:
+        """These parameters with a field selector on one more name."""
+        fields = f"metadata.name={name}"
+        if self.get("fieldSelector"):
+            fields += "," + self.get("fieldSelector")
+        rest = [(key, value) for key, value in self.pairs if key not in ("fieldSelector", "watch")]
+        return Query(urlencode([("fieldSelector", fields), ("watch", "true"), *rest]).encode())
 
     def integer(self, key: str) -> int | None:
         """None when absent or empty; 400 in the words of Go's strconv when it is no number."""
@@ -68,6 +75,8 @@ class RequestInfo:
     # the single name a list's field selector asks for: what authorization by resourceNames goes by
     selected: str = ""
     kind: KindInfo | None = None
+    # asked for by the old form of watches, ``/api/v1/watch/...``
+    watch_path: bool = False
 
     @property
     def is_resource(self) -> bool:
@@ -145,6 +154,9 @@ def parse(method: str, path: str, query: Query, registry: Registry) -> RequestIn
     info.version = parts[prefix - 1]
     rest = parts[prefix:]
     info.verb = _VERBS.get(method, "")
+    if rest[0] == "watch" and len(rest) > 1 and method == "GET":
+        info.watch_path = True
+        rest = rest[1:]
     if rest[0] == "namespaces" and len(rest) > 1:
         info.namespace = rest[1]
         if len(rest) > 2 and rest[2] not in _NAMESPACE_SUBRESOURCES:
@@ -153,6 +165,10 @@ def parse(method: str, path: str, query: Query, registry: Registry) -> RequestIn
     info.name = rest[1] if len(rest) > 1 else ""
     info.subresource = rest[2] if len(rest) > 2 else ""
     info.kind = registry.find(info.group, info.version, info.resource)
+    if info.watch_path:
+        info.verb = "watch"
+        info.name, info.selected = "", info.name
+        return info
     if info.name:
         return info
     if info.verb == "get":
