@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from infra.lab.apiserver import go_json, managed_fields, schema, schema_codec
-from infra.lab.apiserver.managed_fields import EMPTY, FieldSet, Path, Shape
+from infra.lab.apiserver.managed_fields import EMPTY, FieldSet, Path, Shape, TypedError
 from infra.lab.apiserver.status import ApiStatusError, Cause, apply_conflict, plain_error
 
 if TYPE_CHECKING:
@@ -146,7 +146,12 @@ def track_update(  # the arguments are those of the request
     before = (old or {}).get("metadata", {}).get("managedFields")
     managers = _Managers(given or before)
     shape = _shape(kind)
-    difference = managed_fields.compare(shape, _empty(shape) if old is None else old, new)
+    try:
+        difference = managed_fields.compare(shape, _empty(shape) if old is None else old, new)
+    except TypedError:
+        # list elements that cannot be told apart: the record stays as it was
+        _record(metadata, managers)
+        return
     changed = _managed(kind, difference.changed, subresource)
     entry = {"manager": manager, "operation": operation, "apiVersion": kind.api_version}
     identity = _identity({**entry, "subresource": subresource})
@@ -209,6 +214,10 @@ def server_side_apply(
     complaints = list(managed_fields.check_types(shape, applied))
     if complaints:
         raise _typed_error(kind, applied, complaints)
+    if current is not None:
+        complaints = list(managed_fields.check_types(shape, current))
+        if complaints:
+            raise _typed_error(kind, current, complaints, "live")
     live = schema_codec.clone(current) if current is not None else _blank(kind, applied)
     managers = _Managers((live.get("metadata") or {}).pop("managedFields", None))
     if current is not None and not managers.sets:
@@ -283,13 +292,13 @@ def _applier(managers: _Managers, entry: Object) -> str:
     return _identity(entry)
 
 
-def _typed_error(kind: KindInfo, applied: Object, complaints: list[str]) -> ApiStatusError:
+def _typed_error(kind: KindInfo, applied: Object, complaints: list[str], which: str = "patch") -> ApiStatusError:
     metadata = applied.get("metadata") if isinstance(applied.get("metadata"), dict) else {}
     assert isinstance(metadata, dict)  # noqa: S101  (narrows the type; established one line above)
     name = f"{metadata.get('namespace') or ''}/{metadata.get('name') or ''}"
     gvk = f"{kind.api_version if kind.group else '/' + kind.version}, Kind={kind.kind}"
     words = complaints[0] if len(complaints) == 1 else "errors:\n" + "\n".join(f"  {text}" for text in complaints)
-    return plain_error(f"failed to create typed patch object ({name}; {gvk}): {words}")
+    return plain_error(f"failed to create typed {which} object ({name}; {gvk}): {words}")
 
 
 def _show_manager(identity: str) -> str:

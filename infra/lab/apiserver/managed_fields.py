@@ -120,7 +120,7 @@ def key_of(shape: Shape, item: Any, position: int = 0) -> str:
         for name in shape.field.list_keys:
             value = item.get(name) if isinstance(item, dict) else None
             if value is None and inner is not None and name in inner.by_name:
-                value = inner.by_name[name].default or None
+                value = inner.by_name[name].default
             if value is None:
                 complaint = "associative list with keys has an element that omits key field"
                 raise TypedError(f'element {position}: {complaint} "{name}" (and doesn\'t have default value)')

@@ -84,7 +84,7 @@ class Field:
     merge_key: str = ""
     list_type: str = ""
     list_keys: tuple[str, ...] = ()
-    default: str = ""
+    default: str | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _parse_field(line: str) -> Field:
         merge_key=merge_key,
         list_type=list_type,
         list_keys=tuple(keys.split(",")) if keys else (),
-        default=words.get("default", ""),
+        default=words.get("default"),
     )
 
 

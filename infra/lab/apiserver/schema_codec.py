@@ -151,7 +151,11 @@ class Decoder:
         if kind.struct:
             return self._struct(schema.struct(kind.struct), value, place)
         assert kind.value is not None  # noqa: S101  (a type is a scalar, a list, a structure or a map)
-        return {key: self._value(kind.value, value[key], owner, (place, key, "")) for key in sorted(value)}
+        out = {key: self._value(kind.value, value[key], owner, (place, key, "")) for key in sorted(value)}
+        if kind.value.scalar == "bytes":
+            # no bytes and an empty text are the same once they are stored
+            return {key: entry or "" for key, entry in out.items()}
+        return out
 
     def _scalar(self, kind: schema.Type, value: Any, owner: schema.Struct, place: _Place) -> Any:
         try:

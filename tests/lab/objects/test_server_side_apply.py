@@ -282,3 +282,13 @@ def test_the_first_apply_to_an_object_without_a_record_respects_what_is_there() 
     with pytest.raises(ApiStatusError) as caught:
         _applied(CONFIG_MAP, unrecorded, _config_map(a="2"), "me")
     assert caught.value.message.startswith('Apply failed with 1 conflict: conflict with "before-first-apply" using v1')
+
+
+def test_list_elements_that_cannot_be_told_apart_leave_the_record_as_it_was() -> None:
+    account = KindInfo("", "v1", "ServiceAccount", "serviceaccounts", namespaced=True)
+    body = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a"}, "secrets": [{"namespace": "n"}]}
+    created = _updated(account, None, body, "me")
+    assert "managedFields" not in created["metadata"]
+    with pytest.raises(ApiStatusError) as caught:
+        _applied(account, created, {**body, "secrets": []}, "me")
+    assert caught.value.message.startswith("failed to create typed live object (/a; /v1, Kind=ServiceAccount): .secrets")
