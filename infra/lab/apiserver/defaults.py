@@ -20,6 +20,7 @@ from infra.lab.apiserver.defaults_pod import (
     pod_spec,
     pod_template,
 )
+from infra.lab.apiserver.status import internal_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,8 @@ def apply_defaults(kind: KindInfo, obj: Object) -> None:
     """Fill in the defaults of a built-in kind and bring the object into the form the server answers. In place.
 
     The form: fields in the order of the API's types, empty optional ones left out, others spelled out (``status: {}``).
-    Custom resources are left alone; their defaults are in their CustomResourceDefinition (`schema_custom`).
+    Custom resources are left alone; their defaults are in their CustomResourceDefinition (`custom_schema`). Raises
+    ApiStatusError 500 for an object that does not fit its type.
     """
     struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
     if struct is None:
@@ -44,7 +46,11 @@ def apply_defaults(kind: KindInfo, obj: Object) -> None:
     rule = _RULES.get((kind.group, kind.kind))
     if rule is not None:
         rule(obj)
-    tidy = schema_codec.normalise(struct, obj)
+    try:
+        tidy = schema_codec.normalise(struct, obj)
+    except schema_codec.DecodeError as error:
+        # only a webhook's patch can bring an object of the wrong shape this far
+        raise internal_error(str(error)) from None
     obj.clear()
     obj.update(tidy)
 

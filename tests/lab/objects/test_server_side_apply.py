@@ -291,4 +291,4 @@ def test_list_elements_that_cannot_be_told_apart_leave_the_record_as_it_was() ->
     assert "managedFields" not in created["metadata"]
     with pytest.raises(ApiStatusError) as caught:
         _applied(account, created, {**body, "secrets": []}, "me")
-    assert caught.value.message.startswith("failed to create typed live object (/a; /v1, Kind=ServiceAccount): .secrets")
+    assert caught.value.message.startswith("failed to create typed live object (/a; /v1, Kind=ServiceAccount): ")

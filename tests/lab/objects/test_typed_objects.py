@@ -11,6 +11,7 @@ import pytest
 from infra.lab.apiserver import defaults, schema, schema_codec
 from infra.lab.apiserver.kinds import KindInfo, Registry
 from infra.lab.apiserver.schema_codec import DecodeError
+from infra.lab.apiserver.status import ApiStatusError
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "kube-api"
 DEPLOYMENT = schema.find_struct("apps", "v1", "Deployment")
@@ -154,3 +155,10 @@ def test_an_empty_condition_time_is_spelled_out_as_null() -> None:
 def test_every_built_in_kind_has_a_type() -> None:
     unknown = [kind.resource for kind in Registry() if schema.find_struct(kind.group, kind.version, kind.kind) is None]
     assert unknown == []
+
+
+def test_an_object_a_webhook_broke_is_an_internal_error() -> None:
+    kind = KindInfo("", "v1", "ConfigMap", "configmaps", namespaced=True)
+    with pytest.raises(ApiStatusError) as caught:
+        defaults.apply_defaults(kind, {"data": {"a": 1}})
+    assert (caught.value.code, caught.value.reason) == (500, "InternalError")
