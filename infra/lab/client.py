@@ -25,6 +25,7 @@ JSON = dict[str, Any]
 Key = tuple[str, str]  # (namespace, name); namespace "" for cluster-scoped objects
 
 log = logging.getLogger(__name__)
+_RANDOM = random.Random()
 
 PATCH_TYPES = {
     "merge": "application/merge-patch+json",
@@ -131,7 +132,7 @@ class KubeClient:
         An ERROR event (410 "too old" among them) is raised as ApiError. Pass resourceVersion= to start from a list.
         """
         # Servers end a watch by themselves; one silent for longer than that is dead, however alive its socket looks.
-        seconds = params.setdefault("timeoutSeconds", random.randint(300, 600))
+        seconds = params.setdefault("timeoutSeconds", _RANDOM.randint(300, 600))
         target = _target(path, {**params, "watch": True})
         try:
             async with self._pool.stream("GET", target, self._headers | self._auth(), seconds + 15.0) as (
@@ -285,7 +286,7 @@ class Informer:
                 failures += 1
                 # client-go's reflector: 0.8 s doubling to 30 s, with jitter. A lab starts from less, its API server
                 # restarts quickly.
-                await asyncio.sleep(min(0.1 * 2**failures, 10.0) * random.uniform(0.75, 1.25))
+                await asyncio.sleep(min(0.1 * 2**failures, 10.0) * _RANDOM.uniform(0.75, 1.25))
 
     async def _relist(self) -> str:
         whole = await self.client.list(self.path, **self.params)

@@ -21,7 +21,7 @@ class AddressPool:
 
     def __init__(self, second: int | None = None) -> None:
         """Claim 127.`second`.0.0/16, or a free one; the claim lasts until `close`. Raises OSError when none is free."""
-        choices = [second] if second is not None else random.sample(range(2, 250), 248)
+        choices = [second] if second is not None else random.Random().sample(range(2, 250), 248)
         last: OSError | None = None
         for choice in choices:
             # The claim is a listening socket on the network's first address: the operating system releases it even

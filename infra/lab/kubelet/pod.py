@@ -27,6 +27,7 @@ STATUS_DELAY = 0.01  # changes within this time share one status write
 VOLUME_RETRY_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
+_RANDOM = random.Random()  # own state: a caller's seed of the global one is left alone
 
 
 class PodWorker:
@@ -101,7 +102,7 @@ class PodWorker:
         """Something our volumes show has changed: rewrite them after the kubelet's usual delay."""
         self._appeared.set()  # a pod that still waits for its first mount does not wait longer
         if self._refresh_timer is None:
-            delay = random.uniform(*self.kubelet.config.refresh_seconds)
+            delay = _RANDOM.uniform(*self.kubelet.config.refresh_seconds)
             self._refresh_timer = asyncio.get_running_loop().call_later(delay, self._spawn_refresh)
 
     def remove_files(self) -> None:

@@ -227,6 +227,7 @@ def test_a_job_that_keeps_failing_gives_up_at_its_backoff_limit(lab: ClusterLab)
     assert status["conditions"][-1]["reason"] == "BackoffLimitExceeded"
 
 
+@pytest.mark.slow
 def test_a_cron_job_in_lab_time_starts_jobs_and_keeps_only_the_last_ones(lab: ClusterLab) -> None:
     path = "/apis/batch/v1/namespaces/default/cronjobs"
 
