@@ -213,11 +213,11 @@ def server_side_apply(
     shape = _shape(kind)
     complaints = list(managed_fields.check_types(shape, applied))
     if complaints:
-        raise _typed_error(kind, applied, complaints)
+        raise typed_error(kind, applied, complaints)
     if current is not None:
         complaints = list(managed_fields.check_types(shape, current))
         if complaints:
-            raise _typed_error(kind, current, complaints, "live")
+            raise typed_error(kind, current, complaints, "live")
     live = schema_codec.clone(current) if current is not None else _blank(kind, applied)
     managers = _Managers((live.get("metadata") or {}).pop("managedFields", None))
     if current is not None and not managers.sets:
@@ -292,7 +292,8 @@ def _applier(managers: _Managers, entry: Object) -> str:
     return _identity(entry)
 
 
-def _typed_error(kind: KindInfo, applied: Object, complaints: list[str], which: str = "patch") -> ApiStatusError:
+def typed_error(kind: KindInfo, applied: Object, complaints: list[str], which: str = "patch") -> ApiStatusError:
+    """500 without a reason: what is applied does not fit the kind's schema."""
     metadata = applied.get("metadata") if isinstance(applied.get("metadata"), dict) else {}
     assert isinstance(metadata, dict)  # noqa: S101  (narrows the type; established one line above)
     name = f"{metadata.get('namespace') or ''}/{metadata.get('name') or ''}"

@@ -256,6 +256,10 @@ async def _apply(api: Api, request: Request, subresource: str) -> Response:
     """Server-side apply (Kubernetes docs, "Server-Side Apply"): creates what is missing."""
     kind, info = request.kind, request.info
     applied = fieldvalidation.check_applied(kind, request.body, request.query.get("fieldValidation") or "Warn")
+    if kind.custom:
+        unknown = custom_schema.prune(schema_codec.clone(applied), kind.schema)
+        if unknown:
+            raise apply.typed_error(kind, applied, [f".{path}: field not declared in schema" for path in unknown])
     manager, force = request.query.get("fieldManager"), request.query.flag("force")
     key = (info.namespace if kind.namespaced else "", info.name)
     if api.store.get(kind.storage, *key) is None:

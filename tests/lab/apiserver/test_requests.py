@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         ("POST", "/api/v1/namespaces/a/pods/p/eviction", "", ("create", "", "pods", "eviction", "a", "p")),
         ("GET", "/api/v1/namespaces/a", "", ("get", "", "namespaces", "", "a", "a")),
         ("PUT", "/api/v1/namespaces/a/finalize", "", ("update", "", "namespaces", "finalize", "a", "a")),
-        ("DELETE", "/apis/apps/v1/namespaces/a/daemonsets", "", ("deletecollection", "apps", "daemonsets", "", "a", "")),
-        ("PATCH", "/apis/apps/v1/namespaces/a/replicasets/d/scale", "", ("patch", "apps", "replicasets", "scale", "a", "d")),
+        ("DELETE", "/apis/batch/v1/namespaces/a/jobs", "", ("deletecollection", "batch", "jobs", "", "a", "")),
+        ("PATCH", "/api/v1/namespaces/a/pods/d/status", "", ("patch", "", "pods", "status", "a", "d")),
         ("GET", "/api/v1/watch/namespaces/a/secrets", "", ("watch", "", "secrets", "", "a", "")),
     ],
 )  # fmt: skip
@@ -126,3 +126,28 @@ def test_a_definition_in_two_versions_serves_its_objects_in_both(http: httpx.Cli
     assert http.get("/apis/two.example.com").json()["preferredVersion"]["version"] == "v1"
     assert http.delete(f"{url}/anchors.two.example.com").status_code == 200
     assert http.get("/apis/two.example.com/v1/anchors").status_code == 404
+
+
+def test_applying_a_field_which_a_custom_schema_does_not_know_is_refused(http: httpx.Client) -> None:
+    schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object"}}}}
+    definition = {
+        "metadata": {"name": "plans.apply.example.com"},
+        "spec": {
+            "group": "apply.example.com",
+            "scope": "Cluster",
+            "names": {"plural": "plans", "kind": "Plan"},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+        },
+    }
+    url = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    assert http.post(url, json=definition).status_code == 201
+    body = {"apiVersion": "apply.example.com/v1", "kind": "Plan", "metadata": {"name": "p"}, "spec": {"x": 1}}
+    headers = {"content-type": "application/apply-patch+yaml"}
+    answer = http.patch("/apis/apply.example.com/v1/plans/p?fieldManager=t", json=body, headers=headers)
+    assert answer.status_code == 500
+    assert answer.json()["message"].endswith("Kind=Plan): .spec.x: field not declared in schema")
+    body["spec"] = {}
+    assert (
+        http.patch("/apis/apply.example.com/v1/plans/p?fieldManager=t", json=body, headers=headers).status_code == 201
+    )
+    assert http.delete(f"{url}/plans.apply.example.com").status_code == 200
