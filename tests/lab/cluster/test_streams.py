@@ -71,9 +71,9 @@ def core(lab: ClusterLab) -> official.CoreV1Api:
     return official.CoreV1Api(config.new_client_from_config(str(lab.server.kubeconfig)))  # type: ignore[no-untyped-call]
 
 
-def test_the_python_client_forwards_bytes_both_ways(lab: ClusterLab) -> None:
+def test_the_python_client_forwards_bytes_both_ways(lab: ClusterLab, core: official.CoreV1Api) -> None:
     start(lab, "upper", upper)
-    forward = portforward(core(lab).connect_get_namespaced_pod_portforward, "upper", "default", ports="7000")
+    forward = portforward(core.connect_get_namespaced_pod_portforward, "upper", "default", ports="7000")
     socket = forward.socket(7000)
     socket.settimeout(5)
     payload = b"abc" * 50_000
@@ -87,9 +87,9 @@ def test_the_python_client_forwards_bytes_both_ways(lab: ClusterLab) -> None:
     assert forward.error(7000) is None
 
 
-def test_the_python_client_learns_that_nobody_listens_on_a_port(lab: ClusterLab) -> None:
+def test_the_python_client_learns_that_nobody_listens_on_a_port(lab: ClusterLab, core: official.CoreV1Api) -> None:
     start(lab, "deaf-port", upper)
-    forward = portforward(core(lab).connect_get_namespaced_pod_portforward, "deaf-port", "default", ports="7001")
+    forward = portforward(core.connect_get_namespaced_pod_portforward, "deaf-port", "default", ports="7001")
     socket = forward.socket(7001)
     socket.settimeout(5)
     socket.sendall(b"hello?")
