@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from capstan.approval import Decision, Request, approver
+from capstan.audit import audited_step
 from capstan.cluster.record import Approval, RotationRecord
 from capstan.errors import ApprovalRejected
 from capstan.rotation import Rotation
@@ -28,9 +29,11 @@ def approved(rotation: Rotation, phase: Phase) -> None:
     if given is None and plan.entered(phase):
         given = _last_for(record, phase)
     if given is not None and given.decision == "approved":
+        _account_for(rotation, given)
         return
-    decision = approver()(Request(rotation.id, phase.value, plan.digest(), preview(rotation, plan, phase)))
-    _keep(rotation, phase, plan.digest(), decision)
+    with audited_step(f"approve/{phase.value}"):
+        decision = approver()(Request(rotation.id, phase.value, plan.digest(), preview(rotation, plan, phase)))
+        _keep(rotation, phase, plan.digest(), decision)
     if not decision.approved:
         raise ApprovalRejected(
             f"phase {phase.value} was rejected by {decision.by}",
@@ -51,7 +54,14 @@ def _keep(rotation: Rotation, phase: Phase, digest: str, decision: Decision) -> 
         comment=decision.comment,
     )
     rotation.remember(lambda record: record.model_copy(update={"approvals": (*record.approvals, entry)}))
-    rotation.note("approval", entry.model_dump(mode="json"))
+    _account_for(rotation, entry)
+
+
+def _account_for(rotation: Rotation, given: Approval) -> None:
+    """Note a decision in the account, unless it is there: a run may have died between the record and the account."""
+    body = given.model_dump(mode="json")
+    if not any(entry.kind == "approval" and entry.body == body for entry in rotation.evidence.entries):
+        rotation.note("approval", body)
 
 
 def _last_for(record: RotationRecord, phase: Phase) -> Approval | None:

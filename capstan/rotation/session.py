@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from capstan.audit import audited_step
+from capstan.audit import audited_phase, audited_step
 from capstan.cluster.lease import LeaseLock
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.errors import GateRefused, InvalidInput, NotFound
@@ -208,12 +208,13 @@ class Rotation:
         """Time a phase and tell whoever watches."""
         watcher().phase(phase.value)
         began = time.monotonic()
-        self.note("phase-entered", {"phase": phase.value})
-        yield
-        self._phases.append(PhaseTime(phase.value, time.monotonic() - began))
-        self.note("phase-left", {"phase": phase.value})
-        head = self.evidence.head
-        self.remember(lambda record: record.model_copy(update={"notes": {**record.notes, EVIDENCE_HEAD: head}}))
+        with audited_phase(phase.value):
+            self.note("phase-entered", {"phase": phase.value})
+            yield
+            self._phases.append(PhaseTime(phase.value, time.monotonic() - began))
+            self.note("phase-left", {"phase": phase.value})
+            head = self.evidence.head
+            self.remember(lambda record: record.model_copy(update={"notes": {**record.notes, EVIDENCE_HEAD: head}}))
 
     def outcome(self) -> Outcome:
         """What this run came to, judged from the last observation."""

@@ -243,7 +243,7 @@ class AzureKeyVault:
         """Store a version. An error after which it may be stored all the same is returned, not raised."""
         own = {CONTENT_TAG: material.content_sha256, FINGERPRINT_TAG: material.fingerprint}
         try:
-            with audited_step("vault.store"):
+            with audited_step(f"vault.store/{name}"):
                 self._call(
                     "the secret cannot be stored",
                     self._where(name),

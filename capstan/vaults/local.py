@@ -292,7 +292,7 @@ class LocalVault:
             "fingerprint": material.fingerprint,
             "content_sha256": material.content_sha256,
         }
-        with audited_step("vault.store"):
+        with audited_step(f"vault.store/{name}"):
             self._write(record, material)
         return self._reference(record)
 

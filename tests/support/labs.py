@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
-READY_SECONDS = 120.0
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READY_SECONDS = 240.0
 
 
 @dataclass
@@ -52,12 +54,17 @@ class RunningLab:
         return kubernetes_client.ApiClient(configuration)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """A raw request with the lab's admin identity; the decoded answer."""
-        answer = self.api().call_api(
-            path, method, {}, [], {"Content-Type": "application/json"}, body=body, auth_settings=["BearerToken"],
-            _return_http_data_only=True, response_type="object",
-        )  # fmt: skip
-        return answer
+        """A raw request with the lab's admin identity; the decoded answer.
+
+        Raises:
+            ApiException: The answer is no success.
+        """
+        with self.api() as api:
+            answer = api.call_api(method, api.configuration.host + path, {"Content-Type": "application/json"}, body)
+            data = answer.read()
+            if not 200 <= answer.status <= 299:
+                raise kubernetes_client.ApiException(status=answer.status, reason=data.decode())
+        return json.loads(data)
 
     def add_fault(self, rule: dict[str, Any]) -> None:
         self.call("POST", "/lab/faults", rule)

@@ -1,0 +1,176 @@
+"""Runs the command line many times without importing it anew: one process imports everything, each run is its fork.
+
+A run is a process of its own, with its own process id; killing it kills nothing else.
+
+    python -m tests.rotation.runner        reads one JSON request a line, answers one JSON line each
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a run ended.
+
+    Attributes:
+        code: Exit code; negative for the signal that ended it.
+        passed: The points it passed, in order; the last one is where it died, if it did.
+    """
+
+    code: int
+    stdout: str
+    stderr: str
+    passed: list[str]
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+    @property
+    def data(self) -> Any:
+        """The answer of a run with `-o json`."""
+        return json.loads(self.stdout)
+
+
+class Runner:
+    """Keeps the process that has everything imported."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        self.directory = directory
+        self._log = (directory / "runner.log").open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.rotation.runner"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate("")
+        self._log.close()
+
+    def run(
+        self, *arguments: str | Path, home: Path, kubeconfig: Path | None = None, die_at: str = "", seconds: float = 240
+    ) -> Ran:
+        """One run of `capstan ARGUMENTS`, to its end.
+
+        Args:
+            home: Its CAPSTAN_HOME.
+            kubeconfig: Its KUBECONFIG.
+            die_at: The point at which it is to be killed.
+            seconds: After which it is interrupted, which fails whoever expects anything of it.
+        """
+        self._count += 1
+        files = self.directory / f"run-{self._count}"
+        request = {
+            "arguments": [str(argument) for argument in arguments], "home": str(home), "die_at": die_at,
+            "kubeconfig": str(kubeconfig or ""), "files": str(files), "seconds": seconds,
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the runner has died: {(self.directory / 'runner.log').read_text()[-2000:]}"
+        out, err, points = (files.with_suffix(suffix) for suffix in (".out", ".err", ".points"))
+        passed = points.read_text().splitlines() if points.exists() else []
+        return Ran(json.loads(answer)["code"], out.read_text(), err.read_text(), passed)
+
+
+# --- the other side -------------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    from capstan.cli import prefect_local
+
+    prefect_local.prepare(Path(os.environ["CAPSTAN_HOME"]))
+    import capstan.cli.evidence
+    import capstan.cli.rotate
+    import flows.linkerd
+    import tests.rotation.points  # noqa: F401 - all of these are imported for the forks
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            try:
+                become(request)
+            finally:
+                os._exit(70)
+        sys.stdout.write(json.dumps({"code": await_end(child, request["seconds"])}) + "\n")
+        sys.stdout.flush()
+
+
+def await_end(child: int, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGTERM)
+            os.waitpid(child, 0)
+            return -int(signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def become(request: dict[str, Any]) -> None:
+    """Turn this fork into a run of the command line."""
+    import re
+
+    from kubernetes import config
+
+    from capstan.cli import main
+    from tests.rotation.points import Watch
+
+    for descriptor, suffix in ((1, ".out"), (2, ".err")):
+        file = os.open(request["files"] + suffix, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, descriptor)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.environ["CAPSTAN_HOME"] = request["home"]
+    if request["kubeconfig"]:
+        os.environ["KUBECONFIG"] = request["kubeconfig"]
+    points = os.open(request["files"] + ".points", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    write = os.write
+
+    def die(point: str) -> bool:
+        write(points, f"{point}\n".encode())
+        return point == request["die_at"]
+
+    def arm(method: str, target: str, after: bool) -> None:
+        # The API server kills us: once the write is committed and not yet answered, or instead of doing it.
+        action = {"kill": os.getpid(), "when": "after"} if after else {"kill": os.getpid(), "drop": "before"}
+        rule = {"method": method, "path": f"^{re.escape(target)}$", "userAgent": "capstan", "action": action}
+        with config.new_client_from_config(request["kubeconfig"]) as api:
+            url = f"{api.configuration.host}/lab/faults"
+            answer = api.call_api("POST", url, {"Content-Type": "application/json"}, rule)
+            assert answer.status == 201, answer.status
+
+    Watch(request["home"], die, arm).start()
+    sys.argv = ["capstan", *request["arguments"]]
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+
+
+if __name__ == "__main__":
+    serve()

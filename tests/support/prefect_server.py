@@ -1,0 +1,69 @@
+"""A Prefect server of our own, as an operator runs one: a process on loopback, in a home of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+READY_SECONDS = 240.0
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[dict[str, str]]:
+    """Run one; yields the environment of its clients."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    environment = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+    }
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-services", "--no-ui"]
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *command],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**others, **environment},
+        )  # fmt: skip
+    try:
+        _await_health(process, environment["PREFECT_API_URL"], home / "server.log")
+        yield environment
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=5.0).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"the Prefect server did not start:\n{log.read_text()[-2000:]}")
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
