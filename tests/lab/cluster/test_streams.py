@@ -66,9 +66,11 @@ def start(lab: ClusterLab, name: str, program: Any) -> None:
     lab.run(script())
 
 
+@pytest.fixture(scope="module")
 def core(lab: ClusterLab) -> official.CoreV1Api:
-    # the client has no types
-    return official.CoreV1Api(config.new_client_from_config(str(lab.server.kubeconfig)))  # type: ignore[no-untyped-call]
+    """The official client; making the first one of a process takes it some seconds."""
+    path = str(lab.server.kubeconfig)
+    return official.CoreV1Api(config.new_client_from_config(path))  # type: ignore[no-untyped-call]  # it has no types
 
 
 def test_the_python_client_forwards_bytes_both_ways(lab: ClusterLab, core: official.CoreV1Api) -> None:
