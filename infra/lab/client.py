@@ -266,6 +266,7 @@ class Informer:
             try:
                 if not version:
                     version = await self._relist()
+                began = asyncio.get_running_loop().time()
                 async for event in self.client.watch(
                     self.path, resourceVersion=version, allowWatchBookmarks=True, **self.params
                 ):
@@ -274,6 +275,9 @@ class Informer:
                     failures = 0
                     if event["type"] != "BOOKMARK" and not self._stale(event):
                         self._apply(event["type"], event["object"])
+                if asyncio.get_running_loop().time() - began < 1.0:
+                    failures += 1  # a server that ends every watch at once must not be asked without pause
+                    await asyncio.sleep(min(0.1 * 2**failures, 10.0))
             except ApiError as error:
                 if error.status == 410 or error.reason == "Expired":
                     version = ""
@@ -310,9 +314,11 @@ class Informer:
     def _stale(self, event: JSON) -> bool:
         """True for an event about a version that `observe` has already brought, or overtaken."""
         known = self.objects.get(key_of(event["object"]))
-        if known is None or event["type"] == "DELETED":
+        if known is None:
             return False
-        return int(known["metadata"]["resourceVersion"]) >= int(event["object"]["metadata"]["resourceVersion"])
+        ours, theirs = (int(item["metadata"]["resourceVersion"]) for item in (known, event["object"]))
+        # What is newer than a deletion is another object of the same name.
+        return ours > theirs if event["type"] == "DELETED" else ours >= theirs
 
     def _apply(self, kind: str, item: JSON) -> None:
         key = key_of(item)

@@ -259,12 +259,14 @@ class PodWorker:
         env = environment(pod, spec, self._lookup, base)
         root = self.directory / "containers" / state.name
         root.mkdir(parents=True, exist_ok=True)
-        mounts = {}
+        mounts: dict[str, Path] = {}
         for mount in spec.get("volumeMounts") or []:
-            path = self.volumes.path(pod, mount["name"])
             sub = mount.get("subPath") or expand(mount.get("subPathExpr") or "", env)
-            # A subPath is bound to the file as it is now, and does not follow the volume's later swaps.
-            mounts[mount["mountPath"].rstrip("/") or "/"] = (path / sub).resolve() if sub else path
+            place = self.directory / "subpaths" / state.name / str(len(mounts))
+            path = (
+                self.volumes.subpath(pod, mount["name"], sub, place) if sub else self.volumes.path(pod, mount["name"])
+            )
+            mounts[mount["mountPath"].rstrip("/") or "/"] = path
         return Container(
             pod=pod,
             name=state.name,

@@ -7,8 +7,10 @@ Nothing outside the lab's own directory is ever touched.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from infra.lab.kubelet import atomic
@@ -58,6 +60,29 @@ class PodVolumes:
             if volume["name"] == name:
                 return self._host_directory(pod, volume)
         raise ConfigError(f"volume {name!r} is mounted but not defined")
+
+    def subpath(self, pod: JSON, name: str, sub: str, copy: Path) -> Path:
+        """Where `sub` of a volume is for a container that starts now. Raises ConfigError.
+
+        A subPath of an atomically written volume is bound to the file of this moment and never follows a later swap
+        (https://kubernetes.io/docs/concepts/storage/volumes/#using-subpath), so the container gets a copy at `copy`.
+        """
+        if ".." in PurePosixPath(sub).parts or sub.startswith("/"):
+            raise ConfigError(f"subPath {sub!r} must be relative and must not contain '..'")
+        source = self.path(pod, name) / sub
+        if not (self.path(pod, name) / atomic.DATA).is_symlink():
+            source.mkdir(parents=True, exist_ok=True)
+            return source
+        if not source.exists():
+            raise ConfigError(f"subPath {sub!r} does not exist in volume {name!r}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(source, copy)
+        else:
+            copy.unlink(missing_ok=True)
+            shutil.copy(source, copy)
+        return copy
 
     def references(self, pod: JSON) -> set[tuple[str, str]]:
         """("configmaps" | "secrets", name) of everything these volumes show."""

@@ -225,6 +225,18 @@ def test_an_answer_observed_late_does_not_bring_a_deleted_object_back() -> None:
     run(script)
 
 
+def test_an_informer_whose_watches_end_at_once_does_not_hammer_the_server() -> None:
+    async def script() -> int:
+        ends = [chunked(event("MODIFIED", "a", 6 + n)) for n in range(50)]
+        async with Server(listing(5, a=1), *ends) as server, KubeClient(Endpoint(server.url)) as client:
+            informer = await Informer(client, "/things").synced()
+            await asyncio.sleep(0.6)
+            await informer.stop()
+            return len(server.requests)
+
+    assert 2 <= run(script) <= 6
+
+
 def test_a_kubeconfig_is_read_with_embedded_data_and_relative_paths(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_text("KEY")
     config = {

@@ -42,7 +42,10 @@ def test_a_changed_config_map_reaches_the_mounted_file_but_not_the_environment(l
                 {"name": "COLOR", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "color"}}},
                 {"name": "PLACE", "value": "$(COLOR)-$(NOBODY)-$$(COLOR)"},
             ],
-            "volumeMounts": [{"name": "v", "mountPath": "/etc/settings"}],
+            "volumeMounts": [
+                {"name": "v", "mountPath": "/etc/settings"},
+                {"name": "v", "mountPath": "/etc/frozen", "subPath": "color"},
+            ],
         }
         volume = {"name": "v", "configMap": {"name": "settings"}}
         await lab.client.create(PODS, pod("reader", container, volumes=[volume]))
@@ -56,6 +59,7 @@ def test_a_changed_config_map_reaches_the_mounted_file_but_not_the_environment(l
         await eventually(lambda: file.read_text() == "blue")
         assert data.readlink() != before
         assert instance.env["COLOR"] == "red"
+        assert instance.path("/etc/frozen").read_text() == "red"  # a subPath does not follow
         assert instance.env["PLACE"] == "red-$(NOBODY)-$(COLOR)"
 
     lab.run(script())
