@@ -33,7 +33,7 @@ def linkerd(
     approve: Literal["auto", "ask"] = "auto",
     directory: Annotated[Path | None, Parameter(name="--dir")] = None,
     size: Literal["demo", "small"] = "demo",
-    leaf_seconds: int = 24,
+    leaf_seconds: int = 40,
 ) -> int:
     """Rotate Linkerd's trust anchor and issuer in a lab with more than 40 meshed pods, and count every handshake.
 
