@@ -43,9 +43,10 @@ class Rotations:
         assert len(self.old) == 1, "the lab does not begin with one root"
         self.lab.reset_prober()
 
-    def run(self, *arguments: str, die_at: str = "", approve: str = "auto") -> Ran:
+    def run(self, *, die_at: str = "", approve: str = "auto", rotation: str = "") -> Ran:
+        """`capstan rotate`, of this rotation unless another one is named."""
         return self.runner.run(
-            *("rotate", "--rotation", self.rotation, "--approve", approve, "-o", "json"), *arguments,
+            *("rotate", "--rotation", rotation or self.rotation, "--approve", approve, "-o", "json"),
             home=self.home, kubeconfig=self.lab.kubeconfig, die_at=die_at,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ A run is a process of its own, with its own process id; killing it kills nothing
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -99,10 +100,9 @@ def serve() -> None:
     from capstan.cli import prefect_local
 
     prefect_local.prepare(Path(os.environ["CAPSTAN_HOME"]))
-    import capstan.cli.evidence
-    import capstan.cli.rotate
-    import flows.linkerd
-    import tests.rotation.points  # noqa: F401 - all of these are imported for the forks
+    for module in ("cli.evidence", "cli.plan", "cli.rotate", "systems.linkerd.adapter"):
+        importlib.import_module(f"capstan.{module}")  # for the forks
+    importlib.import_module("flows.linkerd")
 
     for line in sys.stdin:
         request = json.loads(line)
