@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from capstan.cli.output import stdout
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.pki.bundle import Bundle
 from capstan.rotation.session import OLD_ROOTS, plan_policy
 from capstan.systems.base import observe_domain
 from capstan.systems.opening import open_systems
 from capstan.trust.plan import Plan, plan
+from capstan.trust.safety import Unsafe, Verdict
 
 if TYPE_CHECKING:
     from capstan.config import TrustDomain
@@ -35,6 +37,25 @@ class DomainView:
     observation: Observation
     plan: Plan
     certificates: dict[str, Certificate]
+
+
+_SHOWN = 10
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Whether the domain is safe as it is; where it is not, the first reasons, a line each."""
+    console = stdout()
+    if not isinstance(verdict, Unsafe):
+        console.print(str(verdict))
+        return
+    reasons = [str(pair) for pair in verdict.pairs]
+    reasons += [f"{name} cannot be read: {why}" for name, why in verdict.unreadable]
+    reasons += [f"{name} presents a leaf {when}" for name, when in verdict.expired]
+    console.print(f"not safe, for {len(reasons)} reason(s):")
+    for reason in reasons[:_SHOWN]:
+        console.print(f"  {reason}")
+    if len(reasons) > _SHOWN:
+        console.print(f"  and {len(reasons) - _SHOWN} more (-o json shows all)")
 
 
 @contextmanager

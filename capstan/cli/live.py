@@ -154,5 +154,21 @@ def watching(title: str, handshakes: Callable[[], Handshakes | None] | None = No
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logger.info(title)
-    with watched_by(LogWatcher(logger)) as plain:
+    with watched_by(_PlainWatcher(logger, handshakes)) as plain:
         yield plain
+        plain.phase("over")
+
+
+class _PlainWatcher(LogWatcher):
+    """Plain lines, with the count of handshakes between the phases where somebody counts them."""
+
+    def __init__(self, logger: logging.Logger, handshakes: Callable[[], Handshakes | None] | None) -> None:
+        super().__init__(logger)
+        self._plain = logger
+        self._handshakes = handshakes
+
+    def phase(self, name: str) -> None:
+        if self._handshakes and (seen := self._handshakes()):
+            self._plain.info("  %s new mTLS connections so far, %s failed", f"{seen.attempted:,}", seen.failed)
+        if name != "over":
+            super().phase(name)

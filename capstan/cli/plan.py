@@ -7,10 +7,10 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from capstan.cli.domain_view import DomainView, viewed
+from capstan.cli.domain_view import DomainView, print_verdict, viewed
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
-from capstan.trust.plan import Step
+from capstan.trust.plan import Step, StepKind
 from capstan.trust.safety import Unsafe
 
 
@@ -46,15 +46,21 @@ def _print(view: DomainView) -> None:
     console.print(f"Plan of {what} of trust domain {view.domain.name}")
     console.print(
         f"{len(peers)} live proxies, {len({peer.owner for peer in peers})} workloads, "
-        f"{len(view.observation.clusters)} cluster(s); {view.plan.verdict}"
+        f"{len(view.observation.clusters)} cluster(s)"
     )
+    print_verdict(view.plan.verdict)
     for root in sorted(view.plan.old):
         certificate = view.certificates.get(root)
         detail = f"{certificate.common_name}, until {certificate.not_after:%Y-%m-%d}" if certificate else "not met"
         console.print(f"away from  {root[:16]}  {detail}")
     console.print(f"to         {view.plan.new[:16] if view.plan.new else '(minted in phase prepare)'}")
     console.print()
-    print_table(("phase", "step", "changes", "way back"), [_row(step) for step in view.plan.steps])
+    print_table(("phase", "step", "changes"), [_row(step) for step in view.plan.steps])
+    console.print()
+    for phase in dict.fromkeys(step.phase for step in view.plan.steps):
+        # The first step that acts says how its phase is taken back; gates and approvals have nothing to take back.
+        way = next((s.reversible for s in view.plan.steps if s.phase is phase and s.kind is not StepKind.APPROVE), "")
+        console.print(f"back from {phase.value}: {way}")
     console.print()
     console.print(f"digest {view.plan.digest()}")
 
@@ -62,4 +68,4 @@ def _print(view: DomainView) -> None:
 def _row(step: Step) -> tuple[Text, ...]:
     style = "dim" if step.done else ""
     changes = "already true" if step.done else step.changes
-    return tuple(Text(text, style=style) for text in (step.phase.value, step.kind.value, changes, step.reversible))
+    return tuple(Text(text, style=style) for text in (step.phase.value, step.kind.value, changes))

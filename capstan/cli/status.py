@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.text import Text
 
-from capstan.cli.domain_view import DomainView, viewed
+from capstan.cli.domain_view import DomainView, print_verdict, viewed
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
 from capstan.trust.gates import GateResult, may_enter
@@ -87,7 +87,8 @@ def _as_data(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | N
 def _print(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | None) -> None:
     console = stdout()
     record = view.record
-    console.print(f"trust domain {view.domain.name}: {view.plan.verdict}")
+    console.print(f"trust domain {view.domain.name}")
+    print_verdict(view.plan.verdict)
     if record is None:
         console.print("no rotation was ever begun here; `capstan plan` shows what one would do")
         return
