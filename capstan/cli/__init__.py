@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from capstan.cli.output import Exit, exit_code, print_error
 from capstan.errors import CapstanError
@@ -33,7 +33,9 @@ def main() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     try:
-        result = app(exit_on_error=True, result_action="return_value")
+        result = app(sys.argv[1:], exit_on_error=False, result_action="return_value")
+    except CycloptsError:  # printed already; cyclopts itself would exit with 2, which here means "changes pending"
+        sys.exit(Exit.FAILURE)
     except CapstanError as error:
         print_error(error)
         sys.exit(exit_code(error))

@@ -69,7 +69,7 @@ class DomainOptions:
         except ValidationError as error:
             first = error.errors()[0]
             raise InvalidInput(
-                f"option cannot be used: {first['msg']}",
+                f"option cannot be used: {first['msg'].removeprefix('Value error, ')}",
                 where=".".join(str(part) for part in first["loc"]),
                 observed=repr(first.get("input")),
                 next_command="capstan rotate --help",
