@@ -85,8 +85,13 @@ class TerminalWatcher:
     @contextmanager
     def shown(self) -> Iterator[TerminalWatcher]:
         """Draw while the enclosed block runs."""
+        global _drawing  # noqa: PLW0603  # one terminal, one block
         with self._live:
-            yield self
+            _drawing = self._live
+            try:
+                yield self
+            finally:
+                _drawing = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -135,6 +140,15 @@ class TerminalWatcher:
             "     ", ProgressBar(total=total, completed=done, width=24), f"{done}/{total}", Text(names, style="dim")
         )
         return grid
+
+
+_drawing: Live | None = None
+
+
+def stop_drawing() -> None:
+    """Leave the terminal to whoever has the last word."""
+    if _drawing is not None:
+        _drawing.stop()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from capstan.approval import Approver, Decision, Request, decided_by, nobody
 from capstan.cli import live, prefect_local
+from capstan.cli.interrupts import leaving_at_once
 from capstan.cli.live import Handshakes, TerminalWatcher
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stderr
@@ -68,7 +69,7 @@ def run_rotation(
         from flows.errors import prefect_errors
         from flows.linkerd import rotate_trust_anchor
 
-        with decided_by(_approver(approve, watcher)), prefect_errors("rotate with Prefect"):
+        with leaving_at_once(), decided_by(_approver(approve, watcher)), prefect_errors("rotate with Prefect"):
             return rotate_trust_anchor(domain, rotation)
 
 

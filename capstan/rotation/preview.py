@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from capstan.trust.phase import Phase
+from capstan.trust.steps import StepKind
 
 if TYPE_CHECKING:
     from capstan.rotation.session import Rotation
@@ -34,9 +35,7 @@ def preview(rotation: Rotation, plan: Plan, phase: Phase) -> str:
         f"  plan       {plan.digest()}",
         "",
     ]
-    for step in plan.steps:
-        if step.phase is phase and not step.done:
-            lines.append(f"  {step.kind.value:<22} {step.changes}")
-    reversible = next((step.reversible for step in plan.steps if step.phase is phase), "")
-    lines += ["", f"  way back: {reversible}"]
+    steps = [step for step in plan.steps if step.phase is phase and step.kind is not StepKind.APPROVE]
+    lines += [f"  {step.kind.value:<22} {step.changes}" for step in steps if not step.done]
+    lines += ["", f"  way back: {steps[0].reversible}"]
     return "\n".join(lines)

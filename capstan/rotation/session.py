@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from capstan.cluster.client import Cluster
     from capstan.config import TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.rotation.material import Target
@@ -268,7 +269,7 @@ def open_rotation(
     with contextlib.ExitStack() as held:
         for cluster in clusters.values():
             held.callback(cluster.close)
-        locks = {name: held.enter_context(LeaseLock(cluster, domain.name)) for name, cluster in clusters.items()}
+        locks = {name: held.enter_context(_locked(cluster, domain.name)) for name, cluster in clusters.items()}
         stores = {name: RecordStore(cluster, domain.name, lease=locks[name]) for name, cluster in clusters.items()}
         with audited_step("begin"):
             record, resumed = _begin(domain, rotation, systems, stores, now)
@@ -300,6 +301,25 @@ def open_rotation(
             },
         )
         yield session
+
+
+_held_locks: set[LeaseLock] = set()
+
+
+@contextlib.contextmanager
+def _locked(cluster: Cluster, domain: str) -> Iterator[LeaseLock]:
+    with LeaseLock(cluster, domain) as lock:
+        _held_locks.add(lock)
+        try:
+            yield lock
+        finally:
+            _held_locks.discard(lock)
+
+
+def release_held_locks() -> None:
+    """Give back every Lease this process holds: for a process about to leave without unwinding."""
+    for lock in tuple(_held_locks):
+        lock.release()
 
 
 def _begin(
