@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.text import Text
 
-from capstan.cli import labs, live
+from capstan.cli import labs, live, prefect_local
 from capstan.cli.output import Exit, print_table, stderr, stdout
 from capstan.config import ClusterRef, TrustDomain, home
 
@@ -53,6 +53,8 @@ def linkerd(
         Life of a workload's leaf certificate in seconds, instead of 24 hours.
     """
     where = directory or home() / "demo" / datetime.now(UTC).strftime("linkerd-%Y%m%dT%H%M%SZ")
+    if procedure == "capstan":
+        prefect_local.start_early(where / "capstan")
     arguments = ["--system", "linkerd", "--size", size, "--leaf-seconds", str(leaf_seconds)]
     with _started(where, arguments) as lab:
         result = _rotate(lab, where, approve) if procedure == "capstan" else _documented_blog(lab, leaf_seconds)

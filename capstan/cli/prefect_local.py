@@ -5,7 +5,9 @@ Whoever has configured Prefect (an API URL, a profile, a home of their own) keep
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from pathlib import Path
 
 
@@ -32,6 +34,36 @@ def prepare(home: Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+_starting: threading.Thread | None = None
+
+
+def start_early(home: Path) -> None:
+    """Begin to import Prefect and to start its temporary server, in the background, while something else is awaited.
+
+    Nothing depends on it: whatever goes wrong here happens again, and is reported, when the flow is run.
+    """
+    prepare(home)
+
+    def warm_up() -> None:
+        with contextlib.suppress(Exception):
+            from prefect.client.orchestration import get_client
+
+            import flows.linkerd  # noqa: F401  # Prefect itself, and everything the flow needs
+
+            with get_client(sync_client=True) as client:
+                client.api_healthcheck()
+
+    global _starting  # noqa: PLW0603  # Prefect's temporary server is one per process as well
+    _starting = threading.Thread(target=warm_up, name="start Prefect early", daemon=True)
+    _starting.start()
+
+
+def await_early_start() -> None:
+    """Wait for `start_early`, if it was called: two threads must not start the temporary server at once."""
+    if _starting is not None:
+        _starting.join()
 
 
 def _configured() -> bool:

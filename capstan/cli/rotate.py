@@ -66,6 +66,7 @@ def run_rotation(
     prefect_local.prepare(domain.home_path())
     with live.watching(title or f"rotation of trust domain {domain.name}", handshakes) as watcher:
         watcher.step("start Prefect")
+        prefect_local.await_early_start()
         from flows.errors import prefect_errors
         from flows.linkerd import rotate_trust_anchor
 
