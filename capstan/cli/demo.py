@@ -109,36 +109,31 @@ def _rotate(lab: labs.Lab, where: Path, approve: Literal["auto", "ask"]) -> dict
 
 
 def _documented_blog(lab: labs.Lab, leaf_seconds: int) -> dict[str, Any]:
-    began = time.monotonic()
+    before = lab.roots()
     with live.watching("the published CronJob order on the lab", lab.handshakes) as watcher:
-        watcher.step("documented procedure", "renew anchor, sleep, renew issuer, sleep, restart Deployments")
+        watcher.step("documented procedure", "renew anchor, sleep, renew issuer, sleep, restart Deployments, drop")
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "infra.lab.procedures.documented_blog"),
                 *("--kubeconfig", str(lab.kubeconfig), "--control", str(lab.facts["control"])),
-                # The published script sleeps 120 s against leaves of 24 h; the lab's clock is scaled alike, but a
-                # sleep below 2 s would not even let a volume arrive and be unfair to it.
-                *("--sleep", str(max(2.0, 120.0 * leaf_seconds / 86400.0))),
+                # Long enough for every leaf to be renewed once: what the order breaks shows until then.
+                *("--watch-seconds", str(leaf_seconds)),
             ],
             stdout=subprocess.PIPE,
             check=True,
         )
-    # Long enough for every leaf to be renewed once: what the order breaks shows until then.
-    time.sleep(leaf_seconds)
-    seconds = time.monotonic() - began
-    counts = lab.prober()
-    steps: dict[str, Any] = json.loads(done.stdout)
+    told: dict[str, Any] = json.loads(done.stdout)
     return {
         "system": "linkerd",
         "procedure": "documented-blog",
         "completed": True,
-        "phases": steps.get("phases", [{"name": "documented-blog", "seconds": round(seconds, 3)}]),
-        "handshakes": {"attempted": counts["attempted"], "failed": counts["failed"]},
-        "failures": counts["failures"][:20],
-        "pods": steps.get("pods"),
-        "roots": steps.get("roots"),
+        "phases": [{"name": "documented-blog", "seconds": told["seconds"]}],
+        "handshakes": told["handshakes"],
+        "failures": lab.prober()["failures"][:20],
+        "pods": lab.pods(),
+        "roots": {"before": before, "after": lab.roots()},
         "old_root_refused": None,
-        "api_requests": steps.get("api_requests"),
+        "api_requests": None,
         "resumed": False,
         "evidence": None,
     }

@@ -62,19 +62,39 @@ class Lab:
         Raises:
             Unreachable: The lab does not answer.
         """
+        counts: dict[str, Any] = self._ask("prober")
+        return counts
+
+    def pods(self) -> int:
+        """How many proxies there are now, by the lab's own word.
+
+        Raises:
+            Unreachable: The lab does not answer.
+        """
+        return len(self._ask("pods"))
+
+    def roots(self) -> list[str]:
+        """Fingerprints of all roots that any proxy holds now, by the lab's own word.
+
+        Raises:
+            Unreachable: The lab does not answer.
+        """
+        return sorted({root for pod in self._ask("pods") for root in pod["roots"]})
+
+    def _ask(self, what: str) -> Any:
+        # `trust_env=False`: a proxy from the environment has no business between us and loopback
+        url = f"{self.facts['control']}/{what}"
         try:
-            answer = httpx.get(f"{self.facts['control']}/prober", timeout=10.0)
-            answer.raise_for_status()
+            answer = httpx.get(url, timeout=10.0, trust_env=False).raise_for_status()
         except httpx.HTTPError as error:
             raise Unreachable(
-                "the lab's prober does not answer",
-                where=str(self.facts["control"]),
+                "the lab does not answer",
+                where=url,
                 observed=f"{type(error).__name__}: {error}",
-                expected="its counts as JSON",
+                expected="JSON",
                 next_command=f"look at {self.directory / 'lab.log'}",
             ) from error
-        counts: dict[str, Any] = answer.json()
-        return counts
+        return answer.json()
 
     def handshakes(self) -> Handshakes | None:
         """The counts alone, for a display; None while the lab does not answer."""
