@@ -22,7 +22,9 @@ LEAF_SECONDS = 20
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
-    running = start_lab(tmp_path_factory.mktemp("lab"), "--size", "small", "--leaf-seconds", str(LEAF_SECONDS))
+    # Half the usual handshakes a second: thousands in all, and the processors are left to the rotations.
+    options = ["--size", "small", "--leaf-seconds", str(LEAF_SECONDS), "--probes-per-second", "30"]
+    running = start_lab(tmp_path_factory.mktemp("lab"), *options, program=("infra.lab",))
     yield running
     running.stop()
 

@@ -66,7 +66,7 @@ class Runner:
         self._log.close()
 
     def run(
-        self, *arguments: str | Path, home: Path, kubeconfig: Path | None = None, die_at: str = "", seconds: float = 240
+        self, *arguments: str | Path, home: Path, kubeconfig: Path | None = None, die_at: str = "", seconds: float = 600
     ) -> Ran:
         """One run of `capstan ARGUMENTS`, to its end.
 

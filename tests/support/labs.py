@@ -82,12 +82,16 @@ class RunningLab:
                 self.process.wait()
 
 
-def start_lab(directory: Path, *arguments: str) -> RunningLab:
-    """`capstan lab up` until it is ready."""
+def start_lab(directory: Path, *arguments: str, program: tuple[str, ...] = ("capstan.cli", "lab")) -> RunningLab:
+    """`capstan lab up` until it is ready.
+
+    Args:
+        program: `("infra.lab",)` takes the lab's own options too, which the command line does not show to users.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lab.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "capstan.cli", "lab", "up", "--dir", str(directory), *arguments],
+            [sys.executable, "-m", *program, "up", "--dir", str(directory), *arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
