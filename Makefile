@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: setup demo check test test-slow clean
+.PHONY: setup demo check test test-slow test-slow-failed clean
 setup: .venv/.locked
 
 $(UV):
@@ -34,6 +34,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 -m slow --timeout=600
+
+test-slow-failed: setup
+	$(BIN)/python -m pytest -n 0 -m slow --timeout=600 --last-failed --last-failed-no-failures none
 
 clean:
 	rm -rf .venv $(BOOTSTRAP) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -12,9 +12,16 @@ from capstan.rotation import material
 from capstan.systems.base import Severity, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from capstan.cluster.record import RotationRecord
     from capstan.pki.inspect import Certificate
     from capstan.rotation.session import Rotation
+    from capstan.systems.base import CheckResult
+
+# A pod that is just coming or going fails a check for a moment; a mesh that is not healthy fails it each time.
+FURTHER_LOOKS = 2
+BETWEEN_LOOKS = 2.0
 
 
 def preflight(rotation: Rotation) -> None:
@@ -28,7 +35,13 @@ def preflight(rotation: Rotation) -> None:
         failed = []
         for name, system in rotation.systems.items():
             results = system.checks(now=rotation.now())
-            bad = [r for r in results if r.status is Status.ERROR and r.level is not Severity.WARNING]
+            bad = _failing(results)
+            for _ in range(FURTHER_LOOKS):
+                if not bad:
+                    break
+                rotation.sleep(BETWEEN_LOOKS)
+                results = system.checks(now=rotation.now())
+                bad = _failing(results)
             failed += [f"{name}: {result.description}: {result.message} ({result.hint})" for result in bad]
             counts = {status.value: sum(r.status is status for r in results) for status in Status}
             rotation.note("preflight", {"cluster": name, **counts})
@@ -40,6 +53,10 @@ def preflight(rotation: Rotation) -> None:
                 expected="no check that fails",
                 next_command="capstan check",
             )
+
+
+def _failing(results: Iterable[CheckResult]) -> list[CheckResult]:
+    return [result for result in results if result.status is Status.ERROR and result.level is not Severity.WARNING]
 
 
 def mint(rotation: Rotation) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from capstan.cluster.parallel import map_bounded
 from capstan.cluster.peer_tls import TlsRefused, tls_peer
 from capstan.cluster.portforward import http_get
 from capstan.cluster.resources import CONFIG_MAPS, PODS, SECRETS
 from capstan.cluster.workloads import Owners, PodRef, is_ready
-from capstan.errors import CapstanError, NotFound
+from capstan.errors import CapstanError, NotFound, Retryable
 from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
 from capstan.pki.verify import anchors_of_issuer, anchors_of_leaf
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 
 CONCURRENCY: Final = 16
 PEER_TIMEOUT: Final = 10.0
+SECOND_TRY: Final = 0.5  # seconds before a proxy whose answer was lost is asked once more
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,19 +253,28 @@ def _read_pod(cluster: Cluster, pod: Object, owner: Owner, bundle: Bundle, timeo
     chain: tuple[Certificate, ...] = ()
     problems = []
     try:
-        trusts = live_roots(cluster, namespace, name, port, timeout)
+        trusts = _ask(cluster, lambda: live_roots(cluster, namespace, name, port, timeout))
     except CapstanError as error:
         problems.append(f"roots: {error.what}: {error.observed}")
     if not sni:
         problems.append("leaf: its pod does not say its identity")
     else:
         try:
-            chain = live_chain(cluster, namespace, name, port, sni, timeout)
+            chain = _ask(cluster, lambda: live_chain(cluster, namespace, name, port, sni, timeout))
         except CapstanError as error:
             problems.append(f"leaf: {error.what}: {error.observed}")
     if problems and _is_gone(cluster, pod):
         return None
     return _Reading(pod, owner, sni or "", port, trusts, chain, "; ".join(problems))
+
+
+def _ask(cluster: Cluster, question: Callable[[], T]) -> T:
+    """The answer, at the second try if the first one was lost: a stream that breaks says nothing about the proxy."""
+    try:
+        return question()
+    except Retryable:
+        cluster.sleep(SECOND_TRY)
+        return question()
 
 
 def _not_started(pod: Object, owner: Owner, container: Object, bundle: Bundle, sni: str, port: int) -> _Reading | None:
