@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM while a rotation runs here: let go of the locks, say how to go on, leave at once.
+"""Ctrl-C while a rotation runs here: let go of the locks, say how to go on, leave at once.
 
 A rotation may be killed at any instruction, so leaving is always right; what must not happen is to hang. Unwinding
 through Prefect would: its temporary server got the same Ctrl-C (one process group), and the engine waits for it.
+
+SIGTERM is Prefect's: its engine takes that signal over while a flow runs, and ends the run as crashed.
 """
 
 from __future__ import annotations
@@ -24,16 +26,15 @@ _RELEASE_SECONDS = 3.0
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Handle SIGINT and SIGTERM in the enclosed block. Only the main thread may enter it."""
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Handle SIGINT in the enclosed block. Only the main thread may enter it."""
+    before = signal.signal(signal.SIGINT, _leave)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
 
 
-def _leave(number: int, _frame: FrameType | None) -> None:
+def _leave(_number: int, _frame: FrameType | None) -> None:
     # In a thread of its own: the main thread may have been interrupted inside the connection pool's lock.
     letting_go = threading.Thread(target=release_held_locks, daemon=True)
     letting_go.start()
@@ -42,4 +43,4 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     stderr().show_cursor(show=True)
     sys.stderr.write("\ninterrupted; nothing is lost: run the same command again and it goes on from here\n")
     sys.stderr.flush()
-    os._exit(Exit.INTERRUPTED if number == signal.SIGINT else 128 + number)
+    os._exit(Exit.INTERRUPTED)
