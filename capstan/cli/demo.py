@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +71,10 @@ def linkerd(
 def _started(where: Path, arguments: list[str]) -> Iterator[labs.Lab]:
     console = stderr()
     console.print(f"starting the lab in {where}")
-    seen: Callable[[str], None] = lambda line: console.print(Text(f"  {line}", style="dim"))  # noqa: E731
+
+    def seen(line: str) -> None:
+        console.print(Text(f"  {line}", style="dim"))
+
     with labs.running_lab(where, arguments, seen) as lab:
         time.sleep(QUIET_SECONDS)
         yield lab
