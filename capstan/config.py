@@ -60,8 +60,17 @@ class ClusterRef(BaseModel):
     context: str | None = Field(default=None, description="Context in the kubeconfig; default: its current one")
 
 
+class ApproverKey(BaseModel):
+    """A person whose signature counts as an approval, and the public key it is made with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, description="Who this is; two keys of one name are one person")
+    key: str = Field(description="One line of an OpenSSH public key file, or a PEM certificate")
+
+
 class RotationPolicy(BaseModel):
-    """What new CAs look like and how long each wait may take."""
+    """What new CAs look like, how long each wait may take, and who decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,6 +85,20 @@ class RotationPolicy(BaseModel):
         default=frozenset({"trust", "issue", "distrust"}),
         min_length=1,
         description="Phases before which a person is asked; each can be switched off, never all",
+    )
+    approval_timeout: timedelta = Field(
+        default=timedelta(days=7), description="How long a request for approval stays open; running out decides nothing"
+    )
+    on_reject: Literal["roll-back", "stop"] = Field(
+        default="roll-back", description="After a rejection: go back to the old roots, or leave all as it is"
+    )
+    approvers: tuple[ApproverKey, ...] = Field(
+        default=(), description="Whose signed approvals count; with none listed, whoever can resume the run decides"
+    )
+    quorum: int = Field(default=1, ge=1, description="How many different approvers must agree")
+    leave_process_after: timedelta = Field(
+        default=timedelta(minutes=2),
+        description="In a deployment, a wait that will last longer than this gives its process back and is resumed",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capstan.approval import Decision, Request, approver
+from capstan.approvals import Decision, Request, approver
 from capstan.audit import audited_step
 from capstan.cluster.record import Approval, RotationRecord
 from capstan.errors import ApprovalRejected

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.prompt import Confirm, Prompt
 from rich.text import Text
 
-from capstan.approval import Approver, Decision, Request, decided_by, nobody
+from capstan.approvals import Approver, Decision, Request, decided_by, nobody
 from capstan.cli import live, prefect_local
 from capstan.cli.interrupts import leaving_at_once
 from capstan.cli.live import Handshakes, TerminalWatcher
@@ -84,20 +84,17 @@ def _approver(approve: Literal["ask", "auto"], watcher: Watcher) -> Approver:
         paused = watcher.paused() if isinstance(watcher, TerminalWatcher) else nullcontext()
         with paused:
             console = stderr()
-            console.print(Panel(Text(request.preview), title=f"approve phase {request.phase}?", width=100))
+            console.print(Panel(Text(request.text), title=f"approve {request.gate}?", width=100))
             yes = Confirm.ask("Begin this phase", console=console, default=False)
             comment = Prompt.ask("Ticket or comment", console=console, default="")
-        return Decision(approved=yes, by=_whoever(), at=datetime.now(UTC), comment=comment)
+        return Decision("approved" if yes else "rejected", by=_whoever(), at=datetime.now(UTC), comment=comment)
 
     return ask
 
 
 def _automatic(request: Request) -> Decision:
     return Decision(
-        approved=True,
-        by=f"--approve auto, given by {_whoever()}",
-        at=datetime.now(UTC),
-        comment=f"phase {request.phase}",
+        "approved", by=f"--approve auto, given by {_whoever()}", at=datetime.now(UTC), comment=f"phase {request.gate}"
     )
 
 

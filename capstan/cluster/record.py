@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 NAMESPACE: Final = "capstan-system"
 KEY: Final = "record.json"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+READABLE: Final = frozenset({1, SCHEMA_VERSION})  # 2 only adds fields to 1
 LOG_LENGTH: Final = 400  # entries; some 100 bytes each, far below a ConfigMap's 1 MiB
 WRITE_ATTEMPTS: Final = 8
+BUDGET: Final = 5  # restarts of a crashed run between two phases
 
 
 class _Frozen(BaseModel):
@@ -37,22 +39,58 @@ class Approval(_Frozen):
     """A person's decision on one gate.
 
     Attributes:
-        gate: Which gate, such as `trust`, `issue` or `distrust`.
-        decision: What was decided.
+        gate: Which gate: `trust`, `issue`, `distrust` or `roll-back`.
+        decision: What was decided; `held` leaves the gate closed and asks again.
         by: Who says so; a claim unless `signature` verifies.
         at: When, aware UTC.
-        digest: Digest of the plan and evidence it was given for; it counts for nothing else.
-        signature: Signature over the digest, where the domain demands one.
+        digest: Digest of what was shown (`capstan.approvals.Request.digest`); it counts for nothing else.
+        request: Id of the request it answers; empty in records of schema version 1.
+        signature: Signature over the request and the decision, where the domain demands one.
+        ticket: Reference to the change in whatever system keeps changes.
         comment: What the approver wrote.
     """
 
     gate: str
-    decision: Literal["approved", "rejected"]
+    decision: Literal["approved", "rejected", "held"]
     by: str
     at: datetime
     digest: str
+    request: str = ""
     signature: str = ""
+    ticket: str = ""
     comment: str = ""
+
+
+class Asked(_Frozen):
+    """A request for approval that is or was open.
+
+    Attributes:
+        id: Names this asking; never used twice, so that no answer to an earlier one counts for it.
+        digest: Digest of what was shown.
+        at: When it was asked first, aware UTC.
+        until: When it runs out; a timeout is neither an approval nor a rejection.
+    """
+
+    id: str
+    digest: str
+    at: datetime
+    until: datetime
+
+
+class Claim(_Frozen):
+    """Whose rotation this is while no process holds the Lease: a Prefect run that waits or is suspended lives on.
+
+    Attributes:
+        run: Id of the flow run.
+        name: Its name.
+        url: Where a person can look at it; empty where nothing serves it.
+        at: When it claimed the rotation, aware UTC.
+    """
+
+    run: str
+    name: str
+    url: str = ""
+    at: datetime
 
 
 class LogEntry(_Frozen):
@@ -77,14 +115,18 @@ class RotationRecord(_Frozen):
         approvals: Every decision, oldest first.
         deadlines: Wait name -> until when, aware UTC.
         log: The last steps taken.
-        budget: Restarts of a crashed run that are still allowed.
+        budget: Restarts of a crashed run that are still allowed; filled up again when a phase is left.
         fence: Lease transitions at the last write; a writer with a smaller number has lost the lock.
         finished: When the rotation ended; None while it goes on.
         outcome: `completed`, `rolled back` ...; empty while it goes on.
         notes: Adapter-specific facts that must survive a crash (such as a backup's name).
+        direction: `forward` to the new root, or `back` to the old ones.
+        turn: 1, and one more at each change of direction: approvals and restarts of an earlier turn do not count.
+        asked: Gate -> the request for approval last made for it.
+        claim: The durable run this rotation belongs to; None while none does.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     rotation_id: str
     domain: str
     system: str
@@ -97,11 +139,15 @@ class RotationRecord(_Frozen):
     approvals: tuple[Approval, ...] = ()
     deadlines: dict[str, datetime] = Field(default_factory=dict)
     log: tuple[LogEntry, ...] = ()
-    budget: int = 5
+    budget: int = BUDGET
     fence: int = 0
     finished: datetime | None = None
     outcome: str = ""
     notes: dict[str, str] = Field(default_factory=dict)
+    direction: Literal["forward", "back"] = "forward"
+    turn: int = 1
+    asked: dict[str, Asked] = Field(default_factory=dict)
+    claim: Claim | None = None
 
     @field_serializer("old")
     def _in_order(self, old: frozenset[str]) -> list[str]:
@@ -212,13 +258,13 @@ class RecordStore:
         try:
             raw: Any = json.loads(text)
             found = raw.get("schema_version") if isinstance(raw, dict) else None
-            if found != SCHEMA_VERSION:
+            if found not in READABLE:
                 raise InvalidInput(
                     "this rotation record cannot be read", where=self.where, observed=f"schema version {found}",
                     expected=f"schema version {SCHEMA_VERSION}", next_command="use the Capstan version that wrote it",
                 )  # fmt: skip
             # From the text and not from the decoded JSON: strings become times only in JSON mode.
-            return RotationRecord.model_validate_json(text)
+            return RotationRecord.model_validate_json(text).model_copy(update={"schema_version": SCHEMA_VERSION})
         except (ValueError, ValidationError) as error:
             raise InvalidInput(
                 "this rotation record cannot be read", where=self.where, observed=str(error).splitlines()[0],

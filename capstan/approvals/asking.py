@@ -1,7 +1,8 @@
-"""Who decides before a phase changes the live mesh, and what the decision is bound to.
+"""Who is asked before a phase changes the live mesh, what they are shown, and what they answer.
 
-A decision is bound to the digest of what was shown (`Request.digest`): approvals are kept in the rotation record under
-that digest, so one given for another plan never counts, and one given before a crash is not asked for again.
+An answer is bound to the request it was given to: `Request.digest` covers what was shown, `Request.id` this one asking.
+Approvals are kept in the rotation record under both, so one given for another plan never counts, and one given before a
+crash is not asked for again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from capstan.errors import ApprovalRequired
 
@@ -17,22 +18,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+Choice = Literal["approved", "rejected", "held"]
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a person is asked to approve.
 
     Attributes:
+        domain: Trust domain.
         rotation: Rotation id.
-        phase: Phase that would begin: trust, issue or distrust.
-        digest: SHA-256 (hex) of the plan this request shows; the decision counts for exactly this.
-        preview: What will happen, the evidence so far, what becomes irreversible and how to go back, as plain text.
+        gate: What would begin: phase trust, issue or distrust, or roll-back.
+        digest: SHA-256 (hex) of what this request shows; the answer counts for exactly this.
+        id: Names this asking; never used twice.
+        until: When it runs out, aware UTC.
+        text: The preview as plain text of at most 100 columns: what will happen, the evidence so far, what becomes
+            irreversible, how long it may take, how to go back.
+        markdown: The same for a page.
+        missing: How many more approvals are needed, and who has approved so far, for a person; empty with one approver.
     """
 
+    domain: str
     rotation: str
-    phase: str
+    gate: str
     digest: str
-    preview: str
+    id: str
+    until: datetime
+    text: str
+    markdown: str
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +54,20 @@ class Decision:
     """What was decided.
 
     Attributes:
-        approved: Whether the phase may begin.
+        choice: approved, rejected, or held (not now; ask again).
         by: Who says so. On the terminal and in Prefect's open-source server this is a claim, not a proof.
         at: When, aware UTC.
-        comment: Ticket or reason.
+        ticket: Reference to the change in whatever system keeps changes.
+        comment: Reason.
+        signature: Over request and choice (`capstan.approvals.signing`); empty where none was given.
     """
 
-    approved: bool
+    choice: Choice
     by: str
     at: datetime
+    ticket: str = ""
     comment: str = ""
+    signature: str = ""
 
 
 class Approver(Protocol):
@@ -66,7 +84,7 @@ class Approver(Protocol):
 def nobody(request: Request) -> Decision:
     """The default: where nobody was named to ask, nothing is approved."""
     raise ApprovalRequired(
-        f"phase {request.phase} waits for approval",
+        f"{request.gate} waits for approval",
         where=f"rotation {request.rotation}",
         observed="nobody can be asked: this is no terminal, and no approver was named",
         expected=f"a decision on plan {request.digest[:12]}",
