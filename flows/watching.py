@@ -1,0 +1,113 @@
+"""What a rotation in Prefect reports while it runs: log lines of the run, and a bar for each step that counts."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
+
+from capstan.progress import LogWatcher, Watcher, watched_by
+from flows.publishing import Publisher, Sender, published
+
+# Names of those waited for that a bar lists; the log and the gate's error have the rest.
+SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One step that counts."""
+
+    phase: str
+    step: str
+    detail: str
+    done: int = 0
+    total: int = 0
+    waiting_for: tuple[str, ...] = ()
+
+    def key(self, domain: str) -> str:
+        """The artifact's key: Prefect allows lower-case letters, digits and hyphens."""
+        parts = ("capstan", domain, self.phase, self.step, self.detail)
+        return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
+
+    def percent(self) -> float:
+        """0 to 100."""
+        return 100.0 * self.done / self.total if self.total else 0.0
+
+    def text(self) -> str:
+        """Markdown."""
+        title = f"**{self.phase}: {self.step}**" + (f" ({self.detail})" if self.detail else "")
+        lines = [f"{title}: {self.done} of {self.total}"]
+        if self.waiting_for:
+            lines += ["", "Waiting for", "", *(f"- `{_plain(name)}`" for name in self.waiting_for[:SHOWN])]
+        if len(self.waiting_for) > SHOWN:
+            lines.append(f"- and {len(self.waiting_for) - SHOWN} more")
+        return "\n".join(lines)
+
+
+class PrefectWatcher:
+    """Writes to the log of the task or flow run it is called in, and keeps one bar per step on the run's page.
+
+    May be called from any thread.
+
+    Args:
+        domain: Name of the trust domain.
+        publisher: Where the bars go; None: only lines.
+    """
+
+    def __init__(self, domain: str, publisher: Publisher | None = None) -> None:
+        self._domain = domain
+        self._publisher = publisher
+        self._lock = threading.Lock()
+        self._bar = Bar("begin", "", "")
+
+    def phase(self, name: str) -> None:
+        with self._lock:
+            self._bar = Bar(name, "", "")
+        _lines().phase(name)
+
+    def step(self, name: str, detail: str = "") -> None:
+        with self._lock:
+            self._bar = Bar(self._bar.phase, name, detail)
+        _lines().step(name, detail)
+
+    def count(self, done: int, total: int, waiting_for: Sequence[str] = ()) -> None:
+        with self._lock:
+            bar = replace(self._bar, done=done, total=total, waiting_for=tuple(waiting_for))
+            if bar == self._bar:
+                return
+            counted = (bar.done, bar.total) != (self._bar.done, self._bar.total)
+            self._bar = bar
+        if counted:
+            _lines().count(done, total, waiting_for)
+        if self._publisher is not None and total:
+            self._publisher.put(bar.key(self._domain), lambda sender: self._send(sender, bar))
+
+    def note(self, text: str) -> None:
+        _lines().note(text)
+
+    def _send(self, sender: Sender, bar: Bar) -> None:
+        sender.artifact(bar.key(self._domain), "progress", bar.percent(), bar.text())
+
+
+@contextmanager
+def watched_in_prefect(domain: str) -> Iterator[Watcher]:
+    """Report the enclosed rotation of a trust domain to the flow run around it; also opens the publisher."""
+    with published() as publisher, watched_by(PrefectWatcher(domain, publisher)) as watcher:
+        yield watcher
+
+
+def _lines() -> LogWatcher:
+    # The run's logger is that of the innermost run of the calling thread, so it is asked for at each call.
+    try:
+        return LogWatcher(get_run_logger())  # type: ignore[arg-type]  # a LoggerAdapter logs as a Logger does
+    except MissingContextError:
+        return LogWatcher(get_logger("capstan"))
+
+
+def _plain(text: str) -> str:
+    return text.replace("`", "'")
