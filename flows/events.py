@@ -1,4 +1,4 @@
-"""Events of our own on Prefect's event stream: what automations notify people about, and what an operator may filter by.
+"""Events of our own on Prefect's event stream: what automations notify of, and what an operator may filter by.
 
 An event tells; it never decides. So raising one never fails and never blocks a rotation: without a flow run around it,
 or with a server that does not answer, it is dropped. What must not be missed (a run that failed, a run that waits for
