@@ -23,7 +23,7 @@ READY_SECONDS = 240.0
 def prefect_server(home: Path) -> Iterator[dict[str, str]]:
     """Run one; yields the environment of its clients."""
     home.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     environment = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -38,7 +38,7 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**others, **environment},
         )  # fmt: skip
     try:
-        _await_health(process, environment["PREFECT_API_URL"], home / "server.log")
+        await_health(process, environment["PREFECT_API_URL"], home / "server.log")
         yield environment
     finally:
         process.terminate()
@@ -49,7 +49,8 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
             process.wait()
 
 
-def _await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Return once the server answers under `url`."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
         try:
@@ -63,7 +64,8 @@ def _await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None
         time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
