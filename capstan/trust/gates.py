@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from capstan.errors import GateRefused, GateTimedOut, NotYet
 from capstan.pki.clock import require_aware
-from capstan.trust.phase import Phase, progress
+from capstan.trust.phase import Goal, Phase, progress, staying
 from capstan.trust.safety import Distrust, SwitchIssuer, Unsafe, Verdict, verdict, who_would_break
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def may_enter(
     phase: Phase,
     observation: Observation,
     old: frozenset[Fingerprint],
-    new: Fingerprint | None,
+    new: Goal,
     now: datetime,
     *,
     old_leaf_refused: bool | None = None,
@@ -127,7 +127,7 @@ def may_enter(
 def may_probe(
     observation: Observation,
     old: frozenset[Fingerprint],
-    new: Fingerprint | None,
+    new: Goal,
     now: datetime,
     *,
     max_age: timedelta = MAX_AGE,
@@ -144,13 +144,13 @@ class _Gate:
         phase: Phase,
         observation: Observation,
         old: frozenset[Fingerprint],
-        new: Fingerprint | None,
+        new: Goal,
         now: datetime,
     ) -> None:
         self.phase = phase
         self.observation = observation
         self.old = old
-        self.new = new
+        self.new = staying(new)
         self.now = now
         self.evidence: list[str] = []
         self.waiting: list[str] = []
@@ -170,14 +170,14 @@ class _Gate:
         self.waiting.extend(found.waiting_for)
 
     def switching_breaks_nobody(self) -> None:
-        if self.new is None:
-            return
         for cluster in self.observation.clusters:
-            action = SwitchIssuer(cluster.name, frozenset({self.new}))
-            self._judge(who_would_break(self.observation, action), f"with {cluster.name}'s issuer switched")
+            # A way back to several roots: to which of them the issuer chains is not known here, so each has to do.
+            for root in sorted(self.new):
+                action = SwitchIssuer(cluster.name, frozenset({root}))
+                self._judge(who_would_break(self.observation, action), f"with {cluster.name}'s issuer switched")
 
     def dropping_breaks_nobody(self) -> None:
-        gone = self.old - {self.new} if self.new else self.old
+        gone = self.old - self.new
         self._judge(who_would_break(self.observation, Distrust(gone)), "with the old roots dropped")
 
     def probed(self, refused: bool | None) -> None:
@@ -203,7 +203,7 @@ class _Gate:
         bound = self._bound() if waiting else None
         return GateResult(
             phase=self.phase,
-            evidence=tuple(self.evidence),
+            evidence=tuple(dict.fromkeys(self.evidence)),
             waiting_for=waiting,
             contradictions=tuple(dict.fromkeys(self.contradictions)),
             bound=bound,
@@ -216,16 +216,16 @@ class _Gate:
         A leaf that cannot be read, and one that a not yet switched issuer may still give out, live a whole leaf
         lifetime from the observation on.
         """
-        if self.phase is not Phase.DISTRUST or self.new is None:
+        if self.phase is not Phase.DISTRUST or not self.new:
             return None
         ends = []
         for cluster in self.observation.clusters:
             latest = self.observation.taken_at + timedelta(seconds=cluster.leaf_lifetime)
-            if cluster.issuer is None or self.new not in cluster.issuer.anchors:
+            if cluster.issuer is None or not cluster.issuer.anchors & self.new:
                 ends.append(latest)
             for peer in cluster.peers:
                 if peer.leaf is None:
                     ends.append(latest)
-                elif self.new not in peer.leaf.anchors:
+                elif not peer.leaf.anchors & self.new:
                     ends.append(peer.leaf.not_after)
         return max(ends, default=None)

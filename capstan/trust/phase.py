@@ -1,19 +1,33 @@
 """Which phase a rotation is in, read from the certificates alone.
 
-`old` is the set of roots that are to go, `new` the one that is to stay. The phase is the first one whose goal is not
-reached, so a run that was killed anywhere, or a domain changed behind our back, is continued at the right place.
+`old` is the set of roots that are to go, `new` what is to stay: one root, or on a way back the several there were. The
+phase is the first one whose goal is not reached, so a run that was killed anywhere, or a domain changed behind our
+back, is continued at the right place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from capstan.trust.observation import Fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from capstan.trust.observation import Fingerprint, Observation, Peer
+    from capstan.trust.observation import Observation, Peer
+
+
+Goal: TypeAlias = Fingerprint | frozenset[Fingerprint] | None
+"""What is to stay: the new root; on a way back every root there was before; None while the new root is not minted."""
+
+
+def staying(new: Goal) -> frozenset[Fingerprint]:
+    """The roots that are to stay, as a set; empty while the new one is not minted."""
+    if new is None:
+        return frozenset()
+    return frozenset({new}) if isinstance(new, str) else new
 
 
 class Phase(StrEnum):
@@ -54,13 +68,9 @@ class Progress:
         return not self.waiting_for
 
 
-def derive_phase(observation: Observation, old: frozenset[Fingerprint], new: Fingerprint | None) -> Phase:
-    """The first phase whose goal is not reached.
-
-    Args:
-        new: None while no new root exists.
-    """
-    if new is None or not _introduced(observation, new):
+def derive_phase(observation: Observation, old: frozenset[Fingerprint], new: Goal) -> Phase:
+    """The first phase whose goal is not reached."""
+    if not _introduced(observation, staying(new)):
         return Phase.PREPARE
     for phase in (Phase.TRUST, Phase.ISSUE, Phase.DISTRUST):
         if not progress(observation, phase, old, new).reached:
@@ -68,38 +78,40 @@ def derive_phase(observation: Observation, old: frozenset[Fingerprint], new: Fin
     return Phase.DONE
 
 
-def progress(observation: Observation, phase: Phase, old: frozenset[Fingerprint], new: Fingerprint | None) -> Progress:
+def progress(observation: Observation, phase: Phase, old: frozenset[Fingerprint], new: Goal) -> Progress:
     """Measure one phase's goal; see `needed_roots` for what TRUST asks for.
 
     PREPARE is reached when the new root exists; DONE has no goal of its own.
     """
     peers = observation.peers
+    stay = staying(new)
     if phase is Phase.PREPARE:
-        waiting: tuple[str, ...] = () if new is not None else ("a new root: none is minted",)
-        return Progress(phase, len(peers) if new is not None else 0, len(peers), waiting)
-    if new is None:
+        waiting: tuple[str, ...] = () if stay else ("a new root: none is minted",)
+        return Progress(phase, len(peers) if stay else 0, len(peers), waiting)
+    if not stay:
         return Progress(phase, 0, len(peers), ("a new root: none is minted",))
-    needed = needed_roots(observation, old, new)
-    behind = {peer.name: why for peer in peers if (why := _peer_behind(peer, phase, needed, new))}
-    places = tuple(_places_behind(observation, phase, needed, new))
+    needed = needed_roots(observation, old, stay)
+    behind = {peer.name: why for peer in peers if (why := _peer_behind(peer, phase, needed, stay))}
+    places = tuple(_places_behind(observation, phase, needed, stay))
     waiting = (*places, *(f"{name}: {why}" for name, why in behind.items()))
     return Progress(phase, len(peers) - len(behind), len(peers), waiting)
 
 
-def needed_roots(observation: Observation, old: frozenset[Fingerprint], new: Fingerprint) -> frozenset[Fingerprint]:
+def needed_roots(observation: Observation, old: frozenset[Fingerprint], new: Goal) -> frozenset[Fingerprint]:
     """Roots that every trust store must hold before the issuer may be switched: new, and each old one still in use.
 
     An old root is in use while a live leaf or a cluster's issuer chains to old roots only. Once nothing does, TRUST
     asks for the new root alone; that is what keeps a domain that is half-way through DISTRUST from being widened again.
     What could not be read may chain to any old root.
     """
-    needed = {new}
+    stay = staying(new)
+    needed = stay
     for anchors in _chains(observation):
         if anchors is None:
             needed |= old & _bundled(observation)
-        elif new not in anchors:
+        elif not anchors & stay:
             needed |= anchors & old
-    return frozenset(needed)
+    return needed
 
 
 def _chains(observation: Observation) -> Iterator[frozenset[Fingerprint] | None]:
@@ -113,36 +125,36 @@ def _bundled(observation: Observation) -> frozenset[Fingerprint]:
     return frozenset().union(*(cluster.bundle for cluster in observation.clusters))
 
 
-def _introduced(observation: Observation, new: Fingerprint) -> bool:
-    """Whether the new root is anywhere to be seen."""
+def _introduced(observation: Observation, stay: frozenset[Fingerprint]) -> bool:
+    """Whether a root that is to stay is anywhere to be seen."""
     for cluster in observation.clusters:
         places = (cluster.bundle, *(roots for _, roots in cluster.declared))
-        if any(new in roots for roots in places):
+        if any(stay & roots for roots in places):
             return True
-        if cluster.issuer and new in cluster.issuer.anchors:
+        if cluster.issuer and stay & cluster.issuer.anchors:
             return True
     return any(
-        (peer.trusts is not None and new in peer.trusts) or (peer.leaf is not None and new in peer.leaf.anchors)
+        (peer.trusts is not None and stay & peer.trusts) or (peer.leaf is not None and stay & peer.leaf.anchors)
         for peer in observation.peers
     )
 
 
 def _places_behind(
-    observation: Observation, phase: Phase, needed: frozenset[Fingerprint], new: Fingerprint
+    observation: Observation, phase: Phase, needed: frozenset[Fingerprint], stay: frozenset[Fingerprint]
 ) -> Iterator[str]:
     for cluster in observation.clusters:
         for place, roots in (("bundle", cluster.bundle), *cluster.declared):
             if phase is Phase.TRUST and (missing := needed - roots):
                 yield f"{cluster.name}: {place} lacks {_short(missing)}"
-            if phase is Phase.DISTRUST and roots != {new}:
+            if phase is Phase.DISTRUST and roots != stay:
                 yield f"{cluster.name}: {place} holds {_short(roots)}"
-        if phase is Phase.ISSUE and (cluster.issuer is None or new not in cluster.issuer.anchors):
+        if phase is Phase.ISSUE and (cluster.issuer is None or not cluster.issuer.anchors & stay):
             yield f"{cluster.name}: issuer " + (
-                "cannot be read" if cluster.issuer is None else "does not chain to the new root"
+                "cannot be read" if cluster.issuer is None else f"does not chain to {_short(stay)}"
             )
 
 
-def _peer_behind(peer: Peer, phase: Phase, needed: frozenset[Fingerprint], new: Fingerprint) -> str:
+def _peer_behind(peer: Peer, phase: Phase, needed: frozenset[Fingerprint], stay: frozenset[Fingerprint]) -> str:
     match phase:
         case Phase.TRUST:
             if peer.trusts is None:
@@ -152,11 +164,14 @@ def _peer_behind(peer: Peer, phase: Phase, needed: frozenset[Fingerprint], new: 
         case Phase.ISSUE:
             if peer.leaf is None:
                 return f"leaf cannot be read ({peer.unreadable or 'no reason given'})"
-            return "" if new in peer.leaf.anchors else f"leaf of other roots until {peer.leaf.not_after:%F %T}Z"
+            return "" if peer.leaf.anchors & stay else f"leaf of other roots until {peer.leaf.not_after:%F %T}Z"
         case Phase.DISTRUST:
             if peer.trusts is None:
                 return f"trust store cannot be read ({peer.unreadable or 'no reason given'})"
-            return "" if peer.trusts == {new} else f"still trusts {_short(peer.trusts - {new}) or 'nothing'}"
+            if peer.trusts == stay:
+                return ""
+            more = peer.trusts - stay
+            return f"still trusts {_short(more)}" if more else f"does not trust {_short(stay - peer.trusts)}"
         case _:
             return ""
 

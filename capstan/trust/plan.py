@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from capstan.errors import InvalidInput
-from capstan.trust.phase import Phase, derive_phase
+from capstan.trust.phase import Goal, Phase, derive_phase, staying
 from capstan.trust.planner import Planner, places
 from capstan.trust.safety import Unsafe, Verdict, verdict
 from capstan.trust.steps import LeafRenewal, Policy, Step, StepKind
@@ -27,15 +27,25 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A rotation's steps, and what they were planned from."""
+    """A rotation's steps, and what they were planned from.
+
+    Attributes:
+        old: The roots that are to go.
+        stays: The roots that are to stay; empty while the new one is not minted, several on a way back to several.
+    """
 
     steps: tuple[Step, ...]
     phase: Phase
     old: frozenset[Fingerprint]
-    new: Fingerprint | None
+    stays: frozenset[Fingerprint]
     policy: Policy
     verdict: Verdict
     domain: tuple[dict[str, Any], ...]
+
+    @property
+    def new(self) -> Fingerprint | None:
+        """The one root that stays; None while none is minted, or where several stay."""
+        return next(iter(self.stays)) if len(self.stays) == 1 else None
 
     @property
     def pending(self) -> tuple[Step, ...]:
@@ -86,7 +96,7 @@ class Plan:
         return {
             "schemaVersion": SCHEMA_VERSION,
             "old": sorted(self.old),
-            "new": self.new,
+            "new": sorted(self.stays) if len(self.stays) > 1 else self.new,
             "clusters": list(self.domain),
             "safety": _safety(self.verdict),
             "policy": {
@@ -109,20 +119,19 @@ class Plan:
         }
 
 
-def plan(
-    observation: Observation, old: frozenset[Fingerprint], new: Fingerprint | None, policy: Policy | None = None
-) -> Plan:
+def plan(observation: Observation, old: frozenset[Fingerprint], new: Goal, policy: Policy | None = None) -> Plan:
     """Plan a rotation from `old` roots to `new`, from whatever state the domain is in.
 
     Args:
-        old: The roots that are to go. `new` in it is ignored.
-        new: None while it is still to be minted.
+        old: The roots that are to go. Any of `new` in it is ignored.
+        new: The root that is to stay; on a way back, the several there were. None while it is still to be minted.
 
     Raises:
         InvalidInput: No cluster was observed, two of them share a name, or nothing is to go.
     """
     policy = policy or Policy()
-    old = old - {new} if new else old
+    stays = staying(new)
+    old = old - stays
     names = [cluster.name for cluster in observation.clusters]
     if not old or not names or len(set(names)) != len(names):
         raise InvalidInput(
@@ -131,25 +140,27 @@ def plan(
             expected="at least one old root, at least one cluster, each of its own name",
         )
     return Plan(
-        steps=Planner(observation, old, new, policy).steps(),
-        phase=derive_phase(observation, old, new),
+        steps=Planner(observation, old, stays, policy).steps(),
+        phase=derive_phase(observation, old, stays),
         old=old,
-        new=new,
+        stays=stays,
         policy=policy,
         verdict=verdict(observation),
-        domain=tuple(sorted((_domain(c, old, new) for c in observation.clusters), key=lambda each: str(each["name"]))),
+        domain=tuple(
+            sorted((_domain(c, old, stays) for c in observation.clusters), key=lambda each: str(each["name"]))
+        ),
     )
 
 
-def _domain(cluster: ClusterObservation, old: frozenset[Fingerprint], new: Fingerprint | None) -> dict[str, Any]:
+def _domain(cluster: ClusterObservation, old: frozenset[Fingerprint], stays: frozenset[Fingerprint]) -> dict[str, Any]:
     """What an approver decides on in one cluster, free of pod names, times and our own progress."""
-    known = old | {new} if new else old
+    known = old | stays
     issuer = cluster.issuer
     return {
         "name": cluster.name,
         "foreignRoots": sorted(frozenset().union(*places(cluster)) - known),
         "declaredIn": sorted(place for place, _ in cluster.declared),
-        "issuer": None if issuer is None else "new" if new in issuer.anchors else issuer.fingerprint,
+        "issuer": None if issuer is None else "new" if issuer.anchors & stays else issuer.fingerprint,
         "owners": sorted({f"{peer.role}: {peer.owner}" for peer in cluster.peers}),
     }
 

@@ -2,7 +2,7 @@
 
 This order is the product: `capstan.trust.explore` proves it safe, and every other order it tries unsafe.
 
-Restarts are made idempotent by a stamp on the workload. The stamp must name rotation, direction and `Step.name`: the
+Restarts are made idempotent by a stamp on the workload. The stamp must name rotation, turn and `Step.name`: the
 restart after the switch is a different one from those of the trust and distrust phases.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from capstan.trust.observation import ClusterObservation, Fingerprint, Observation, Role
-from capstan.trust.phase import Phase, needed_roots
+from capstan.trust.phase import Goal, Phase, needed_roots, staying
 from capstan.trust.steps import LeafRenewal, Policy, Step, StepKind
 
 if TYPE_CHECKING:
@@ -21,14 +21,11 @@ if TYPE_CHECKING:
 class Planner:
     """Plans the steps for one observation."""
 
-    def __init__(
-        self, observation: Observation, old: frozenset[Fingerprint], new: Fingerprint | None, policy: Policy
-    ) -> None:
+    def __init__(self, observation: Observation, old: frozenset[Fingerprint], new: Goal, policy: Policy) -> None:
         self.observation = observation
-        self.new = new
         self.policy = policy
-        self.needed = needed_roots(observation, old, new) if new else old
-        self.only = frozenset({new}) if new else frozenset()
+        self.only = staying(new)
+        self.needed = needed_roots(observation, old, self.only) if self.only else old
 
     def steps(self) -> tuple[Step, ...]:
         """All steps, in order."""
@@ -67,7 +64,7 @@ class Planner:
         ]  # fmt: skip
         mint = self.step(
             StepKind.MINT, Phase.PREPARE, "a new root and new issuers, in the vault only",
-            "the new material is discarded", lambda _: self.new is None,
+            "the new material is discarded", lambda _: not self.only,
         )  # fmt: skip
         return (
             mint,
@@ -122,13 +119,13 @@ class Planner:
     # What is still to be done in one cluster. Without a new root everything is.
 
     def lacks_roots(self, cluster: ClusterObservation) -> bool:
-        return self.new is None or any(not self.needed <= roots for roots in places(cluster))
+        return not self.only or any(not self.needed <= roots for roots in places(cluster))
 
     def bundles_differ(self, cluster: ClusterObservation) -> bool:
         return any(roots != self.only for roots in places(cluster))
 
     def distrusts_needed(self, cluster: ClusterObservation, role: Role) -> bool:
-        return self.new is None or any(
+        return not self.only or any(
             peer.trusts is None or not self.needed <= peer.trusts for peer in cluster.peers if peer.role is role
         )
 
@@ -136,7 +133,7 @@ class Planner:
         return any(peer.trusts != self.only for peer in cluster.peers if peer.role is role)
 
     def issues_old(self, cluster: ClusterObservation) -> bool:
-        return cluster.issuer is None or self.new not in cluster.issuer.anchors
+        return cluster.issuer is None or not cluster.issuer.anchors & self.only
 
     def may_sign_old(self, cluster: ClusterObservation, role: Role) -> bool:
         """What a signer has in memory cannot be read: it may miss the new issuer, or one written back (a roll-back).
@@ -150,7 +147,7 @@ class Planner:
 
     def presents_old(self, cluster: ClusterObservation, role: Role) -> bool:
         return any(
-            peer.leaf is None or self.new not in peer.leaf.anchors for peer in cluster.peers if peer.role is role
+            peer.leaf is None or not peer.leaf.anchors & self.only for peer in cluster.peers if peer.role is role
         )
 
     def trust_open(self, cluster: ClusterObservation) -> bool:
