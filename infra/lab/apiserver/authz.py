@@ -6,6 +6,7 @@ system:nodes) instead of the Node authorizer, and nobody is told about evaluatio
 
 from __future__ import annotations
 
+import collections
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,15 +42,41 @@ class Grant:
     reason: str
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What somebody who is no administrator asked to do, and the answer; `path` only for what is no resource."""
+
+    user: str
+    verb: str
+    group: str
+    resource: str
+    namespace: str
+    name: str
+    path: str
+    allowed: bool
+
+
 class Authorizer:
-    """Answers from the RBAC objects in the store, read anew at every question."""
+    """Answers from the RBAC objects in the store, read anew at every question.
+
+    `asked` counts the answers to requests (not those to access reviews): which rights somebody really uses.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.asked: collections.Counter[Asked] = collections.Counter()
 
     def authorize(self, asked: Attributes) -> None:
         """Raises ApiStatusError 403 with the words of a real server."""
         decision = self.decide(asked)
+        if MASTERS not in asked.user.groups:
+            one = normalised(asked)
+            self.asked[
+                Asked(
+                    one.user.username, one.verb, one.group, one.combined_resource, one.namespace, one.name, one.path,
+                    decision.allowed,
+                )
+            ] += 1  # fmt: skip
         if not decision.allowed:
             raise denial(asked, decision.reason)
 

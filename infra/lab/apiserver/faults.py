@@ -1,7 +1,8 @@
 """Faults on demand: what tests ask the server to do wrong, and counts of what clients did.
 
 ``POST /lab/faults`` adds a rule (JSON), ``GET`` lists, ``DELETE`` clears; ``GET /lab/stats`` counts requests by user
-agent and method. Only members of system:masters get in. A rule:
+agent and method, and the rights that each user who is no administrator has asked for. Only members of system:masters
+get in. A rule:
 
     {"method": "PATCH", "path": "/deployments/web$", "userAgent": "capstan", "nth": 2, "times": 1,
      "action": {"status": 503, "retryAfter": 1} | {"delay": 0.5} | {"drop": "before"|"after"} |
@@ -21,7 +22,7 @@ import json
 import os
 import re
 import signal
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import status
@@ -31,6 +32,7 @@ from .users import MASTERS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from .authz import Asked
     from .request import Request
     from .store import Store
 
@@ -121,6 +123,7 @@ class Faults:
 
     rules: list[Rule] = field(default_factory=list)
     requests: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
+    asked: collections.Counter[Asked] = field(default_factory=collections.Counter)  # shared with the authorizer
     store: Store | None = None
 
     def add(self, **rule: Any) -> Rule:
@@ -192,10 +195,12 @@ class Faults:
                 self.rules.clear()
                 return Response.json({"rules": []})
             case ("GET", "/lab/stats"):
-                return Response.json({"requests": self._statistics()})
+                rights = [{**asdict(asked), "count": count} for asked, count in self.asked.items()]
+                return Response.json({"requests": self._statistics(), "rights": rights})
             case ("DELETE", "/lab/stats"):
                 self.requests.clear()
-                return Response.json({"requests": {}})
+                self.asked.clear()
+                return Response.json({"requests": {}, "rights": []})
         raise status.page_not_found()
 
     def _statistics(self) -> dict[str, dict[str, int]]:

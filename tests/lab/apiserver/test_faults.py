@@ -103,6 +103,21 @@ def test_requests_are_counted_by_user_agent_and_method(http: httpx.Client) -> No
     assert http.get("/lab/stats").json()["requests"]["counted/1"] == {"GET": 3, "POST": 1}
 
 
+def test_the_rights_that_somebody_asks_for_are_counted_granted_or_not(http: httpx.Client) -> None:
+    jane = {"impersonate-user": "jane", "impersonate-group": "system:authenticated"}
+    for _ in range(2):
+        assert http.get(f"{CONFIGMAPS}/absent", headers=jane).status_code == 403
+    assert http.get("/version", headers=jane).status_code == 200
+    rights = [entry for entry in http.get("/lab/stats").json()["rights"] if entry["user"] == "jane"]
+    common = {"user": "jane", "verb": "get", "group": ""}
+    where = {"resource": "configmaps", "namespace": "default", "name": "absent", "path": ""}
+    nowhere = {"resource": "", "namespace": "", "name": "", "path": "/version"}
+    assert rights == [
+        {**common, **where, "allowed": False, "count": 2},
+        {**common, **nowhere, "allowed": True, "count": 1},
+    ]
+
+
 @pytest.mark.parametrize(
     "rule",
     [
