@@ -206,6 +206,24 @@ class TrustSystem(Protocol):
             GateRefused: Restarting now would break it. GateTimedOut: It did not come up so in time.
         """
 
+    def restart_signers(
+        self,
+        stamp: str,
+        *,
+        seconds: float,
+        issuer: Fingerprint,
+        on_progress: Callable[[Step], None] | None = None,
+    ) -> RestartReport:
+        """Start every process that signs leaves anew, once for this stamp, even if it looks right: what a signer has in
+        memory cannot be read, and a leaf proves only what it had when it signed. The roots are those declared now.
+
+        Args:
+            issuer: Whose leaves the new processes must present: the configured issuer.
+
+        Raises:
+            GateRefused: Restarting now would break it. GateTimedOut: It did not come up so in time.
+        """
+
     def restart_data_plane(
         self,
         roots: frozenset[Fingerprint],

@@ -104,6 +104,19 @@ class Linkerd:
             seconds=seconds, issuer=issuer, on_progress=on_progress, now=self._now,
         )  # fmt: skip
 
+    def restart_signers(
+        self,
+        stamp: str,
+        *,
+        seconds: float,
+        issuer: Fingerprint,
+        on_progress: Callable[[Step], None] | None = None,
+    ) -> RestartReport:
+        """identity, once for this stamp, until its proxies present leaves of this issuer."""
+        return control_plane.restart_identity(
+            self.cluster, self.namespace, stamp, seconds=seconds, issuer=issuer, on_progress=on_progress, now=self._now
+        )
+
     def restart_data_plane(
         self,
         roots: frozenset[Fingerprint],

@@ -55,6 +55,32 @@ def restart_control_plane(
     return RestartReport(tuple(restarted))
 
 
+def restart_identity(
+    cluster: Cluster,
+    namespace: str,
+    stamp: str,
+    *,
+    seconds: float,
+    issuer: Fingerprint,
+    on_progress: Callable[[Step], None] | None,
+    now: Callable[[], datetime],
+) -> RestartReport:
+    """See `TrustSystem.restart_signers`.
+
+    Identity's Events of a new issuer can be lost and its watcher can die, and its own proxy may hold a leaf from before
+    both: only a process that is younger than the switch is known to sign by what was switched to.
+    """
+    until = cluster.clock() + seconds
+    roots = _look(cluster, namespace, Owner("Deployment", namespace, IDENTITY), now).bundle.fingerprints
+    return RestartReport(
+        tuple(
+            _restart_component(
+                cluster, namespace, IDENTITY, roots, issuer, stamp, until, on_progress, now, even_if_right=True
+            )
+        )
+    )
+
+
 def _restart_component(
     cluster: Cluster,
     namespace: str,
@@ -65,15 +91,21 @@ def _restart_component(
     until: float,
     on_progress: Callable[[Step], None] | None,
     now: Callable[[], datetime],
+    *,
+    even_if_right: bool = False,
 ) -> list[Restarted]:
-    """Restart one component until every pod of it holds the roots (and presents a leaf of the issuer)."""
+    """Restart one component until every pod of it holds the roots (and presents a leaf of the issuer).
+
+    Args:
+        even_if_right: Restart it once for this stamp even if every pod looks so; an earlier run's is waited for.
+    """
     owner = Owner("Deployment", namespace, name)
     restarted: list[Restarted] = []
     wrong: tuple[str, ...] = ()
     for attempt in range(1, ROUNDS + 1):
         view = _look(cluster, namespace, owner, now)
         wrong = _wrong(view, owner, roots, issuer)
-        if not wrong:
+        if not wrong and not (even_if_right and attempt == 1):
             return restarted
         _require_start_possible(view, roots)
         this_stamp = stamp if attempt == 1 else f"{stamp}.{attempt}"
