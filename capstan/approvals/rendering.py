@@ -1,0 +1,163 @@
+"""A proposal as plain text and as a page."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+from capstan.approvals.block import RequestBlock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from capstan.approvals.proposal import Anchor, Proposal
+
+WIDTH: Final = 100
+_LABEL: Final = 14
+_SHOWN: Final = 12
+
+
+def as_text(proposal: Proposal) -> str:
+    """Plain text of at most 100 columns."""
+    evidence = proposal.evidence
+    lines = [*_wrapped(title(proposal)), "", *_wrapped(proposal.meaning), ""]
+    lines += _field("clusters", ", ".join(proposal.clusters))
+    lines += _fields("leaving", [_anchor(root) for root in proposal.leaving])
+    lines += _fields("staying", [_anchor(root) for root in proposal.staying])
+    lines += ["", "steps"]
+    for step in proposal.steps:
+        lines += _field(step.name.partition("/")[2] or step.name, f"{step.changes}  [{', '.join(step.clusters)}]", 24)
+    lines += [""]
+    lines += _fields("may restart", some(proposal.workloads))
+    lines += _field("irreversible", proposal.irreversible)
+    lines += _field("time", proposal.bound)
+    lines += _field("way back", proposal.way_back)
+    lines += _field("if rejected", proposal.on_reject)
+    lines += _field("no answer", proposal.on_timeout)
+    lines += _field("who decides", who(proposal))
+    lines += ["", f"evidence at {evidence.at:%Y-%m-%d %H:%M:%S} UTC"]
+    lines += _field("", f"{evidence.peers} live proxies of {evidence.workloads} workloads")
+    for sentence in evidence.sentences:
+        lines += _field("", sentence)
+    lines += ["", f"digest {proposal.digest}"]
+    return "\n".join(lines)
+
+
+def as_markdown(proposal: Proposal, request: str, until: datetime, keys: Mapping[str, Sequence[str]]) -> str:
+    """A page for the Prefect UI, ending with the request as a fenced block."""
+    evidence = proposal.evidence
+    lines = [
+        f"# {escaped(title(proposal))}",
+        "",
+        escaped(proposal.meaning),
+        "",
+        f"**Decide until {until:%Y-%m-%d %H:%M} UTC.** {escaped(who(proposal))}",
+        "",
+        "## What changes",
+        "",
+        *_table(
+            ("Step", "Change", "Clusters"),
+            [(step.name, step.changes, ", ".join(step.clusters)) for step in proposal.steps],
+        ),
+        "",
+        *_table(
+            ("Root", "Name", "Until", "SHA-256"),
+            [
+                (role, root.common_name or "-", _end(root) or "-", root.fingerprint)
+                for role, roots in (("leaving", proposal.leaving), ("staying", proposal.staying))
+                for root in roots
+            ],
+        ),
+        "",
+        f"Workloads that may restart ({len(proposal.workloads)}): "
+        + escaped("; ".join(some(proposal.workloads)) or "none"),
+        "",
+        "## What if",
+        "",
+        *_table(
+            ("", ""),
+            [
+                ("Irreversible", proposal.irreversible),
+                ("How long", proposal.bound),
+                ("Way back", proposal.way_back),
+                ("If rejected", proposal.on_reject),
+                ("If nobody answers", proposal.on_timeout),
+            ],
+        ),
+        "",
+        f"## Evidence, observed {evidence.at:%Y-%m-%d %H:%M:%S} UTC",
+        "",
+        f"{evidence.peers} live proxies of {evidence.workloads} workloads.",
+        "",
+        *(f"- {escaped(sentence)}" for sentence in evidence.sentences),
+        "",
+        "## For signing and scripts",
+        "",
+    ]
+    block = RequestBlock(
+        domain=proposal.domain, rotation=proposal.rotation, turn=proposal.turn, gate=proposal.gate, request=request,
+        digest=proposal.digest, until=until, quorum=proposal.quorum, keys={k: list(v) for k, v in keys.items()},
+    )  # fmt: skip
+    return "\n".join(lines) + "\n" + block.fenced()
+
+
+def title(proposal: Proposal) -> str:
+    """One line that says what is asked."""
+    what = "roll back" if proposal.gate == "roll-back" else f"begin phase {proposal.gate}"
+    back = " (on the way back)" if proposal.direction == "back" and proposal.gate != "roll-back" else ""
+    return f"{proposal.domain}: {what} of rotation {proposal.rotation}?{back}"
+
+
+def who(proposal: Proposal) -> str:
+    """Whose answers count."""
+    if not proposal.approvers:
+        return "Whoever can resume this run decides; the name given is a claim."
+    names = ", ".join(proposal.approvers)
+    return f"Needs signed approvals of {proposal.quorum} of: {names}. One rejection of theirs rejects."
+
+
+def some(names: Sequence[str]) -> list[str]:
+    """The first few, and how many more."""
+    rest = len(names) - _SHOWN
+    return [*names[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+
+
+def escaped(text: str) -> str:
+    """Text as it is, in markdown: names come from certificates and clusters and may hold anything."""
+    flat = " ".join(text.split())
+    return "".join("\\" + c if c in "\\`*_{}[]<>#|~!" else c for c in flat)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(escaped(cell) for cell in row) + " |" for row in rows),
+    ]
+
+
+def _anchor(root: Anchor) -> str:
+    end = f", until {_end(root)}" if root.not_after else ""
+    return f"{root.fingerprint[:16]}  {root.common_name}{end}"
+
+
+def _end(root: Anchor) -> str:
+    return f"{root.not_after:%Y-%m-%d}" if root.not_after else ""
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=True) or [""]
+
+
+def _field(label: str, text: str, width: int = _LABEL) -> list[str]:
+    indent = " " * (width + 2)
+    first = f"  {label:<{width - 1}} " if len(label) < width else f"  {label} "
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent) or [first.rstrip()]
+
+
+def _fields(label: str, texts: Sequence[str]) -> list[str]:
+    lines: list[str] = []
+    for number, text in enumerate(texts or ("none",)):
+        lines += _field(label if number == 0 else "", text)
+    return lines

@@ -1,0 +1,151 @@
+"""Turns a rotation's plan into what an approver is asked to decide on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from capstan.approvals.policy import ApproverPolicy, approver_policy
+from capstan.approvals.proposal import Anchor, Evidence, Gate, Proposal, ProposedStep
+from capstan.trust.gates import may_enter
+from capstan.trust.phase import Phase
+from capstan.trust.steps import StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from capstan.rotation.session import Rotation
+    from capstan.trust.observation import Observation
+    from capstan.trust.plan import Plan
+
+_MEANING: Final = {
+    "trust": "Every bundle gets the new root beside the old; control plane and workloads are restarted, so that every "
+    "live proxy trusts both.",
+    "issue": "The issuer is replaced by one under the new root, and the control plane is restarted. Leaves renew by "
+    "themselves; every proxy trusts both roots meanwhile.",
+    "distrust": "The old root is removed from every bundle; control plane and workloads are restarted. From then on a "
+    "leaf of the old root is refused.",
+    "roll-back": "The rotation turns round: issuer and bundles go back to what they were, in the order that keeps "
+    "every handshake, until only the old roots are trusted.",
+}
+_IRREVERSIBLE: Final = {
+    "trust": "Nothing: the old root stays trusted and the old issuer goes on signing.",
+    "issue": "Nothing yet: the old issuer is kept in the vault and can be written back until the bundles are narrowed.",
+    "distrust": "A leaf of the old root that turns up later is refused. The step itself can be taken back while the "
+    "old issuer's key is kept in the vault.",
+    "roll-back": "The approvals given so far end with this turn. The new root and issuers stay in the vault.",
+}
+_WAITS: Final = {
+    "trust": "until every live trust store holds the new root",
+    "distrust": "until every live trust store is exactly the new root, and a leaf of the old one is refused",
+}
+_ON_TIMEOUT: Final = "Nothing: a request that runs out is neither an approval nor a rejection; it is asked anew."
+_WAITING: Final = frozenset(
+    {StepKind.GATE_TRUST, StepKind.AWAIT_LEAVES, StepKind.GATE_DISTRUST, StepKind.PROBE_REFUSAL}
+)
+
+
+def propose(rotation: Rotation, plan: Plan, gate: Gate, policy: ApproverPolicy | None = None) -> Proposal:
+    """What is asked before `gate`, from the plan as it is now.
+
+    Args:
+        plan: The plan of the direction in which the rotation would go on: for `roll-back` the way back.
+        policy: Whose answers count; by default as `approver_policy` of the domain.
+
+    Raises:
+        InvalidInput: The domain's approvers cannot be used.
+    """
+    record = rotation.record()
+    policy = policy or approver_policy(rotation.domain)
+    seen = rotation.recent()
+    steps = _steps(plan, gate)
+    return Proposal(
+        domain=rotation.domain.name,
+        system=rotation.domain.system.value,
+        rotation=rotation.id,
+        turn=record.turn,
+        direction="back" if gate == "roll-back" else record.direction,
+        gate=gate,
+        meaning=_MEANING[gate],
+        clusters=tuple(sorted(rotation.systems)),
+        leaving=_anchors(rotation, sorted(plan.old)),
+        staying=_anchors(rotation, [plan.new] if plan.new else []),
+        plan=plan.digest(),
+        steps=steps,
+        workloads=_workloads(plan, steps),
+        irreversible=_IRREVERSIBLE[gate],
+        bound=_bound(rotation, gate, seen),
+        way_back=_way_back(plan, gate),
+        on_reject=_on_reject(rotation, gate),
+        on_timeout=_ON_TIMEOUT,
+        approvers=policy.names,
+        quorum=policy.quorum,
+        evidence=_evidence(rotation, plan, gate, seen),
+    )
+
+
+def _steps(plan: Plan, gate: Gate) -> tuple[ProposedStep, ...]:
+    pending = [step for step in plan.pending if step.kind not in (StepKind.APPROVE, StepKind.MINT)]
+    wanted = pending if gate == "roll-back" else [step for step in pending if step.phase.value == gate]
+    return tuple(ProposedStep(step.name, step.changes, step.pending, acts=step.kind not in _WAITING) for step in wanted)
+
+
+def _workloads(plan: Plan, steps: Iterable[ProposedStep]) -> tuple[str, ...]:
+    if not any("restart" in step.name for step in steps):
+        return ()
+    return tuple(f"{cluster['name']}: {owner}" for cluster in plan.domain for owner in cluster["owners"])
+
+
+def _anchors(rotation: Rotation, fingerprints: Iterable[str]) -> tuple[Anchor, ...]:
+    known = {certificate.fingerprint: certificate for certificate in rotation.known()}
+    return tuple(
+        Anchor(root, known[root].common_name, known[root].not_after) if root in known else Anchor(root)
+        for root in fingerprints
+    )
+
+
+def _bound(rotation: Rotation, gate: Gate, seen: Observation) -> str:
+    restart = _duration(rotation.domain.policy.restart_deadline)
+    if gate in _WAITS:
+        return f"Restarts take at most {restart} each; then it waits at most {restart} {_WAITS[gate]}."
+    leaf = _duration(timedelta(seconds=max((cluster.leaf_lifetime for cluster in seen.clusters), default=0.0)))
+    leaves = f"the last leaf of the other issuer ends at most {leaf} after the switch"
+    if gate == "issue":
+        return f"It waits until every live leaf is of the new issuer; {leaves}."
+    return f"Restarts take at most {restart} each; {leaves}."
+
+
+def _way_back(plan: Plan, gate: Gate) -> str:
+    if gate == "roll-back":
+        return "The rotation can be turned forward again, with new approvals, while the new root is in the vault."
+    acting = next((s for s in plan.steps if s.phase.value == gate and s.kind is not StepKind.APPROVE), None)
+    return f"capstan rollback: {acting.reversible}." if acting else "capstan rollback"
+
+
+def _on_reject(rotation: Rotation, gate: Gate) -> str:
+    if gate == "roll-back":
+        return "Nothing: the rotation stays where it is."
+    if rotation.domain.policy.on_reject == "roll-back":
+        return "The rotation is rolled back to the old roots (policy on_reject: roll-back)."
+    return "The rotation stops and everything stays as it is (policy on_reject: stop)."
+
+
+def _evidence(rotation: Rotation, plan: Plan, gate: Gate, seen: Observation) -> Evidence:
+    if gate == "roll-back":
+        sentences: tuple[str, ...] = (f"the domain is in phase {plan.phase.value} of the way back",)
+    else:
+        sentences = may_enter(Phase(gate), seen, plan.old, plan.new, rotation.now()).evidence
+    return Evidence(
+        at=seen.taken_at,
+        sentences=(*sentences, str(plan.verdict)),
+        peers=len(seen.peers),
+        workloads=len({peer.owner for peer in seen.peers}),
+    )
+
+
+def _duration(value: timedelta) -> str:
+    seconds = round(value.total_seconds())
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size or (seconds >= size and seconds % size == 0):
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds} s"
