@@ -1,0 +1,96 @@
+"""What a deployment's page in Prefect says: what a run does, when, who is asked, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from capstan.config import TrustDomain
+from capstan.window import MaintenanceWindow
+from deployments.timetable import Start
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the descriptions of a domain's deployments are made of."""
+
+    words: str
+    domain: TrustDomain
+    window: MaintenanceWindow
+    time_zone: str
+    start: Start | None
+
+
+def rotate(about: About) -> str:
+    """Of the rotation."""
+    return _page(
+        about,
+        f"Rotates the trust anchor and the issuer of trust domain **{about.domain.name}** ({_clusters(about.domain)}) "
+        "without dropping a handshake: prepare, trust, issue, distrust. Each phase begins when every live proxy is seen "
+        "to be ready for it. A run that is killed goes on from what it observes when it is run again.",
+        f"- **Begins** {_begins(about)}; or press *Run*. One rotation of a domain at a time: a second run is refused.",
+        f"- **Asks** before {_phases(about.domain)}: the run is then *Suspended*; open it and press *Resume*, or "
+        f"`capstan approve RUN`. {_who(about.domain)}",
+        f"- **Keys** stay in `{about.domain.vault or 'the local vault of the worker'}`; a run holds references only.",
+        f"- **Back**: `linkerd-roll-back/{about.domain.name}`, in every phase before the old key is destroyed.",
+        "- **Look**: `capstan status`, the run's artifacts, and `capstan evidence verify` afterwards.",
+    )
+
+
+def roll_back(about: About) -> str:
+    """Of the way back."""
+    return _page(
+        about,
+        f"Brings trust domain **{about.domain.name}** ({_clusters(about.domain)}) back to the roots it had before the "
+        "rotation under way, through the same gates, without dropping a handshake.",
+        "- **Begins** when a person starts it; it has no schedule. First cancel the rotation's run.",
+        f"- **Asks** before it changes the mesh. {_who(about.domain)}",
+    )
+
+
+def radar(about: About) -> str:
+    """Of the daily look."""
+    return _page(
+        about,
+        f"Reads trust domain **{about.domain.name}** ({_clusters(about.domain)}) and changes nothing: when roots, issuer "
+        "and leaves expire, and whether the mesh is fit to be rotated. Raises the event `capstan.expiry`.",
+    )
+
+
+def sweep(interval: timedelta) -> str:
+    """Of the watch over dead runs."""
+    return (
+        f"Every {int(interval.total_seconds() // 60)} minutes: finds runs of Capstan whose process, worker or server died "
+        "and schedules them again under the same run id, within a budget kept in the cluster. Never touches a run that "
+        "waits, is suspended or was cancelled.\n"
+    )
+
+
+def _page(about: About, *parts: str) -> str:
+    words = [about.words.strip(), ""] if about.words.strip() else []
+    first, *points = parts
+    return "\n".join([*words, first, "", *points]).strip() + "\n"
+
+
+def _clusters(domain: TrustDomain) -> str:
+    names = ", ".join(f"`{cluster.name}`" for cluster in domain.clusters)
+    return f"{domain.system.value.capitalize()} in {names}"
+
+
+def _begins(about: About) -> str:
+    if about.start is None:
+        return "by hand only: its schedule is switched off in the inventory"
+    when = f"each year in ISO week {about.start.week}" if about.start.week else f"by `{about.start.rule}`"
+    return f"{when}, as its maintenance window opens ({about.window}, {about.time_zone})"
+
+
+def _phases(domain: TrustDomain) -> str:
+    phases = [phase for phase in ("trust", "issue", "distrust") if phase in domain.policy.approvals]
+    return " and ".join(([", ".join(phases[:-1])] if len(phases) > 1 else []) + phases[-1:])
+
+
+def _who(domain: TrustDomain) -> str:
+    people = list(dict.fromkeys(approver.name for approver in domain.policy.approvers))
+    if not people:
+        return "Whoever can resume the run decides: no approvers are listed."
+    return f"Signed by {domain.policy.quorum} of {', '.join(people)}; nothing else counts."
