@@ -49,9 +49,9 @@ class ApproverPolicy:
         return tuple(dict.fromkeys(key.name for key in self.keys))
 
     @property
-    def key_ids(self) -> dict[str, list[str]]:
-        """Person -> fingerprints of the keys that count as theirs."""
-        return {name: [key.id for key in self.keys if key.name == name] for name in self.names}
+    def key_ids(self) -> tuple[tuple[str, str], ...]:
+        """The keys that count, as (name, fingerprint)."""
+        return tuple((key.name, key.id) for key in self.keys)
 
     def keys_of(self, name: str) -> tuple[ListedKey, ...]:
         """The keys of one person; none if the person is not listed."""

@@ -11,7 +11,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  # dataclass fields are read by tests and tools at run time
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SCHEMA: Final = "capstan-proposal/1"
 
@@ -93,6 +96,7 @@ class Proposal:
         approvers: Whose signed answers count; empty where whoever can resume the run decides.
         quorum: How many different approvers must agree.
         evidence: Shown, and not in the digest.
+        keys: The keys that count, as (name, fingerprint); for whoever signs, and not in the digest.
     """
 
     domain: str
@@ -116,6 +120,7 @@ class Proposal:
     approvers: tuple[str, ...]
     quorum: int
     evidence: Evidence
+    keys: tuple[tuple[str, str], ...] = ()
 
     @property
     def digest(self) -> str:
@@ -159,17 +164,17 @@ class Proposal:
 
         return as_text(self)
 
-    def markdown(self, request: str, until: datetime, keys: dict[str, list[str]] | None = None) -> str:
+    def markdown(self, request: str, until: datetime, notes: Sequence[str] = ()) -> str:
         """The proposal for the approval dialog of the Prefect UI, ending with the request as a fenced block.
 
         Args:
             request: Id of this asking.
             until: When it runs out, aware UTC.
-            keys: Approver -> fingerprints of the keys that count (`ApproverPolicy.key_ids`).
+            notes: What became of earlier answers to it (`Tally.notes`), shown first.
         """
         from capstan.approvals.rendering import as_markdown
 
-        return as_markdown(self, request, until, keys or {})
+        return as_markdown(self, request, until, notes)
 
 
 def _anchor(root: Anchor) -> dict[str, str]:

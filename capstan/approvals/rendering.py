@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from capstan.approvals.block import RequestBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from capstan.approvals.proposal import Anchor, Proposal
@@ -44,7 +44,7 @@ def as_text(proposal: Proposal) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(proposal: Proposal, request: str, until: datetime, keys: Mapping[str, Sequence[str]]) -> str:
+def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequence[str] = ()) -> str:
     """A page for the Prefect UI, ending with the request as a fenced block."""
     evidence = proposal.evidence
     lines = [
@@ -53,6 +53,7 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, keys: Mapping
         escaped(proposal.meaning),
         "",
         f"**Decide until {until:%Y-%m-%d %H:%M} UTC.** {escaped(who(proposal))}",
+        *(line for note in notes for line in ("", f"> {escaped(note)}")),
         "",
         "## What changes",
         "",
@@ -97,7 +98,8 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, keys: Mapping
     ]
     block = RequestBlock(
         domain=proposal.domain, rotation=proposal.rotation, turn=proposal.turn, gate=proposal.gate, request=request,
-        digest=proposal.digest, until=until, quorum=proposal.quorum, keys={k: list(v) for k, v in keys.items()},
+        digest=proposal.digest, until=until, quorum=proposal.quorum,
+        keys={name: [key for owner, key in proposal.keys if owner == name] for name in proposal.approvers},
     )  # fmt: skip
     return "\n".join(lines) + "\n" + block.fenced()
 

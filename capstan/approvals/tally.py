@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from capstan.approvals.signing import verify
+from capstan.approvals.statement import Question
 from capstan.errors import VerificationFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from capstan.approvals.policy import ApproverPolicy
-    from capstan.approvals.statement import Question
-    from capstan.cluster.record import Approval
+    from capstan.cluster.record import Approval, RotationRecord
+
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,25 @@ class Tally:
     """
 
     state: Literal["approved", "rejected", "held", "open"]
-    counted: tuple[Approval, ...]
-    refused: tuple[tuple[Approval, str], ...]
-    missing: str
+    counted: tuple[Approval, ...] = ()
+    refused: tuple[tuple[Approval, str], ...] = ()
+    missing: str = ""
+
+    def notes(self, request: str) -> tuple[str, ...]:
+        """What became of the answers to one request so far, for whoever is asked next."""
+        lines = [
+            f"An answer by {given.by} does not count: {why}." for given, why in self.refused if given.request == request
+        ]
+        return (*lines[-_SHOWN:], *([f"So far: {self.missing}."] if self.missing else []))
 
 
-def tally(decisions: Sequence[Approval], question: Question, policy: ApproverPolicy) -> Tally:
+def tally(record: RotationRecord, gate: str, policy: ApproverPolicy) -> Tally:
+    """Count the answers to the request last made for a gate; open, with nothing counted, if nobody was asked yet."""
+    question = Question.of(record, gate)
+    return Tally("open") if question is None else count(record.approvals, question, policy)
+
+
+def count(decisions: Sequence[Approval], question: Question, policy: ApproverPolicy) -> Tally:
     """Count the answers to one request.
 
     With nobody listed, the last answer decides. With approvers listed, only verified signatures of theirs count: the

@@ -81,6 +81,7 @@ def propose(rotation: Rotation, plan: Plan, gate: Gate, policy: ApproverPolicy |
         approvers=policy.names,
         quorum=policy.quorum,
         evidence=_evidence(rotation, plan, gate, seen),
+        keys=policy.key_ids,
     )
 
 
