@@ -79,11 +79,15 @@ class Swept:
 
 
 @flow(name="sweep", flow_run_name="sweep", retries=0, persist_result=False, log_prints=False)
-def sweep(thresholds: SweepThresholds = SweepThresholds()) -> tuple[Swept, ...]:  # noqa: B008  # frozen
+def sweep(
+    thresholds: SweepThresholds = SweepThresholds(),  # noqa: B008  # frozen
+    tags: tuple[str, ...] = (TAG,),
+) -> tuple[Swept, ...]:
     """Start again what died: rotations whose process, worker or server was killed.
 
     Args:
         thresholds: From when on a run counts as dead.
+        tags: Only runs that carry all of these are looked at; `inventory:NAME` keeps two inventories apart.
 
     Returns:
         Every dead run and what was done about it.
@@ -91,7 +95,7 @@ def sweep(thresholds: SweepThresholds = SweepThresholds()) -> tuple[Swept, ...]:
     log = get_run_logger()
     found: list[Swept] = []
     with prefect_errors("look for runs that died"), get_client(sync_client=True) as client:
-        for run in _mortal_runs(client):
+        for run in _mortal_runs(client, tags):
             try:
                 swept = _treat(client, run, thresholds)
             except CapstanError as error:
@@ -135,14 +139,14 @@ def why_dead(run: FlowRun, heartbeat: datetime | None, thresholds: SweepThreshol
     return None
 
 
-def _mortal_runs(client: SyncPrefectClient) -> Iterator[FlowRun]:
+def _mortal_runs(client: SyncPrefectClient, tags: tuple[str, ...]) -> Iterator[FlowRun]:
     """Our runs in a state in which a run can be dead, those aside that nobody misses."""
     with prefect_errors("look for runs that died"):
         expendable = {
             flow.id for flow in client.read_flows(flow_filter=FlowFilter(name=FlowFilterName(any_=_EXPENDABLE)))
         }
         wanted = FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[TAG]),
+            tags=FlowRunFilterTags(all_=sorted({TAG, *tags})),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_MORTAL)),
             # Nobody picks up a run without a deployment; a child run is brought back by its parent.
             deployment_id=FlowRunFilterDeploymentId(is_null_=False),
