@@ -74,6 +74,7 @@ def verify(
         "public_key_fingerprint": report.public_key_fingerprint,
         "key_confirmed": report.key_confirmed,
         "head": report.head,
+        "continues": report.continues.path if report.continues else None,
         "verified": True,
     }
     if output in (Output.TABLE, Output.SHORT):
@@ -92,6 +93,9 @@ def verify(
             ),
             ("head", report.head),
         ]
+        if report.continues is not None:
+            before = report.continues
+            rows.insert(2, ("goes on from", f"{before.path}, verified: {before.entries} entries, {before.outcome}"))
         print_table(("account", str(file)), rows)
     else:
         print_data(facts, output)

@@ -10,15 +10,19 @@ One JSON object per line, canonical (names sorted, no spaces, ASCII):
   it: whoever verifies gives the key, or compares its fingerprint with one obtained elsewhere.
 - An account ends with `finished`. Cutting whole lines off the end of an unfinished account cannot be seen in the
   account itself: keep `Evidence.head` elsewhere (the rotation record does) and give it to `verify`.
+- What happens to a rotation after its account has ended (it is rolled back) goes into a further account. Its first
+  entry names the earlier one, a file beside it, and the SHA-256 of that one's last line (`continues`): it verifies
+  only together with it.
 """
 
 from capstan.evidence.account import Evidence
-from capstan.evidence.chain import Entry
+from capstan.evidence.chain import Continues, Entry
 from capstan.evidence.show import Row, rows
 from capstan.evidence.signer import Signer, signer_from_vault
 from capstan.evidence.verification import Report, load_public_key, read, verify
 
 __all__ = [
+    "Continues",
     "Entry",
     "Evidence",
     "Report",

@@ -18,6 +18,7 @@ from capstan.evidence.chain import (
     OPENED,
     RECOVERED,
     Chain,
+    Continues,
     Entry,
     canonical,
     public_key_fingerprint,
@@ -42,8 +43,16 @@ def _utc_now() -> datetime:
 class Evidence:
     """The account of one rotation. Get one with `Evidence.open`. Threads and processes may append at the same time."""
 
-    def __init__(self, path: Path, signer: Signer, rotation: str, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        signer: Signer,
+        rotation: str,
+        clock: Callable[[], datetime],
+        continues: Continues | None = None,
+    ) -> None:
         self.path = path
+        self._continues = continues
         self._signer = signer
         self._rotation = rotation
         self._clock = clock
@@ -51,7 +60,15 @@ class Evidence:
         self._read_to = 0
 
     @classmethod
-    def open(cls, path: Path, signer: Signer, rotation: str, *, clock: Callable[[], datetime] = _utc_now) -> Evidence:
+    def open(
+        cls,
+        path: Path,
+        signer: Signer,
+        rotation: str,
+        *,
+        continues: Continues | None = None,
+        clock: Callable[[], datetime] = _utc_now,
+    ) -> Evidence:
         """Begin an account, or go on with the one at `path`.
 
         What a crash left half-written at its end is moved into a file beside it and noted in the account.
@@ -60,14 +77,15 @@ class Evidence:
             path: The file; its directory is made if absent.
             signer: Must be the one that began the account.
             rotation: Rotation id; must be the account's.
+            continues: The complete account of this rotation that a new one goes on from.
             clock: The present, aware UTC. A time before the last entry's is recorded as the last entry's.
 
         Raises:
             EvidenceTampered: The existing account does not verify, or another key began it.
-            InvalidInput: It is the account of another rotation.
+            InvalidInput: It is the account of another rotation, or goes on from another account.
             Denied: The file cannot be opened.
         """
-        evidence = cls(path, signer, rotation, clock)
+        evidence = cls(path, signer, rotation, clock, continues)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -80,6 +98,14 @@ class Evidence:
                     where=str(path),
                     observed=evidence._chain.entries[0].rotation,
                     expected=rotation,
+                )
+            if evidence._chain.entries and Continues.of(evidence._chain.entries[0], str(path)) != continues:
+                raise InvalidInput(
+                    "this account does not go on from the one it should",
+                    where=str(path),
+                    observed=str(Continues.of(evidence._chain.entries[0], str(path))),
+                    expected=str(continues),
+                    next_command="capstan evidence verify, of this account and of the one before it",
                 )
             evidence._begin_and_note(descriptor)
         return evidence
@@ -178,11 +204,13 @@ class Evidence:
         """Write the first entry if there is none, and note every torn line that is not noted yet."""
         if not self._chain.entries:
             key = self._signer.public_key
-            body = {
+            body: dict[str, Any] = {
                 "format": FORMAT,
                 "public_key": public_key_pem(key),
                 "public_key_fingerprint": public_key_fingerprint(key),
             }
+            if self._continues is not None:
+                body["continues"] = {"account": self._continues.account, "head": self._continues.head}
             self._write(descriptor, OPENED, body)
         if self.finished:
             return

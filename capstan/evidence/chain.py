@@ -28,6 +28,7 @@ RECOVERED = "recovered"
 FINISHED = "finished"
 NO_PREVIOUS = "0" * 64
 KIND = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FIELDS = {"n", "time", "rotation", "kind", "body", "prev", "signature"}
 
 
@@ -52,6 +53,34 @@ class Entry:
     body: Mapping[str, Any]
     prev: str
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Continues:
+    """Which account a further one goes on from.
+
+    Attributes:
+        account: Name of its file, in the same directory.
+        head: SHA-256 (hex) of its last line.
+    """
+
+    account: str
+    head: str
+
+    @classmethod
+    def of(cls, first: Entry, where: str) -> Continues | None:
+        """What an account's first entry says; None if it is the first account of its rotation.
+
+        Raises:
+            EvidenceTampered: It says something that no Capstan wrote.
+        """
+        value = first.body.get("continues")
+        if value is None:
+            return None
+        account, head = (value.get("account"), value.get("head")) if isinstance(value, dict) else (None, None)
+        if not (isinstance(account, str) and _FILE.fullmatch(account) and isinstance(head, str)):
+            raise tampered(where, 1, "an earlier account that is not named properly", "a file name and a head")
+        return cls(account, head)
 
 
 def canonical(value: object) -> bytes:

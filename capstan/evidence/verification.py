@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from capstan.errors import InvalidInput, NotFound
-from capstan.evidence.chain import Chain, Entry, public_key_fingerprint, tampered
+from capstan.evidence.chain import Chain, Continues, Entry, public_key_fingerprint, tampered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,8 @@ class Report:
         public_key_fingerprint: SHA-256 (hex) of the signing key's SubjectPublicKeyInfo.
         key_confirmed: Whether the caller gave the key; else the account only vouches for itself.
         head: SHA-256 (hex) of the last line.
+        continues: The account before this one, verified as well; None if this is the rotation's first.
+        path: The file.
     """
 
     rotation: str
@@ -43,10 +45,12 @@ class Report:
     public_key_fingerprint: str
     key_confirmed: bool
     head: str
+    continues: Report | None = None
+    path: str = ""
 
 
 def verify(path: Path, public_key: Ed25519PublicKey | None = None, *, head: str | None = None) -> Report:
-    """Check every line of the account at `path`.
+    """Check every line of the account at `path`, and of those it goes on from.
 
     Args:
         path: The account.
@@ -55,8 +59,12 @@ def verify(path: Path, public_key: Ed25519PublicKey | None = None, *, head: str 
 
     Raises:
         EvidenceTampered: A line was edited, deleted, moved, cut off or written by another key; names the line.
-        NotFound: There is no such file.
+        NotFound: There is no such file, or the account it goes on from is not beside it.
     """
+    return _verify(path, public_key, head, frozenset({path.name}))
+
+
+def _verify(path: Path, public_key: Ed25519PublicKey | None, head: str | None, met: frozenset[str]) -> Report:
     chain = _chain(path, public_key)
     if head is not None and head not in {entry.digest for entry in chain.entries}:
         raise tampered(
@@ -78,7 +86,37 @@ def verify(path: Path, public_key: Ed25519PublicKey | None = None, *, head: str 
         public_key_fingerprint=public_key_fingerprint(chain.public_key),
         key_confirmed=public_key is not None,
         head=chain.head,
+        continues=_before(path, chain, met, public_key),
+        path=str(path),
     )
+
+
+def _before(path: Path, chain: Chain, met: frozenset[str], given: Ed25519PublicKey | None) -> Report | None:
+    """The account that this one goes on from: by the same key, of the same rotation, complete, with the head named."""
+    named = Continues.of(chain.entries[0], str(path))
+    if named is None:
+        return None
+    if named.account in met:  # only a made-up account does, but it must not keep us for ever
+        raise tampered(str(path), 1, f"it goes on from {named.account}, which goes on from it", "an earlier account")
+    try:
+        before = _verify(path.with_name(named.account), chain.public_key, None, met | {named.account})
+        before = replace(before, key_confirmed=given is not None)
+    except NotFound as error:
+        raise NotFound(
+            "the account that this one goes on from is not beside it",
+            where=str(path),
+            observed=f"no file {named.account}",
+            expected=f"the account with head {named.head}",
+            next_command="put both into one directory, and verify again",
+        ) from error
+    if (before.head, before.finished, before.rotation) != (named.head, True, chain.entries[0].rotation):
+        raise tampered(
+            str(path),
+            1,
+            f"it goes on from {named.account}, which is of rotation {before.rotation} and has head {before.head}",
+            f"a complete account of rotation {chain.entries[0].rotation} with head {named.head}",
+        )
+    return before
 
 
 def read(path: Path, public_key: Ed25519PublicKey | None = None) -> Sequence[Entry]:
