@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from infra.lab.linkerd.material import Material
     from infra.lab.linkerd.mesh import Mesh
     from infra.lab.linkerd.proxy import Proxy
+    from infra.lab.outage import Outages
 
 DEFAULT_RATE = 60.0
 TIMEOUT_SECONDS = 20.0
@@ -207,14 +208,15 @@ async def _handshake(material: Material, server: Proxy) -> None:
 
 
 class Control:
-    """The lab's control endpoint (loopback, no authentication: it changes nothing but the prober's counters).
+    """The lab's control endpoint, apart from its API server and alive while that is not (loopback, no authentication).
 
-    GET /healthz; GET /prober; POST /prober/reset; GET /pods.
+    GET /healthz; GET /prober; POST /prober/reset; GET /pods; POST /outage (`infra.lab.outage`).
     """
 
-    def __init__(self, mesh: Mesh, prober: Prober) -> None:
+    def __init__(self, mesh: Mesh, prober: Prober, outages: Outages) -> None:
         self._mesh = mesh
         self._prober = prober
+        self._outages = outages
 
     async def handle(self, request: httpd.Request) -> httpd.Response:
         """Answer one request."""
@@ -230,6 +232,8 @@ class Control:
             case "GET", "/pods":
                 known = _issuer_fingerprints(self._mesh)
                 return httpd.Response.json([_describe(proxy, known) for proxy in self._mesh.proxies.values()])
+            case "POST", "/outage":
+                return self._outages.begin(request.body)
             case _:
                 return httpd.NOT_FOUND
 

@@ -23,6 +23,7 @@ from infra.lab.controllers import Cluster, start_cluster
 from infra.lab.kubelet.runtime import Programs
 from infra.lab.linkerd import httpd, install, manifests
 from infra.lab.linkerd.mesh import Mesh
+from infra.lab.outage import Outages
 from infra.lab.prober import DEFAULT_RATE, Control, Prober
 from infra.lab.services import ServiceAddresses, ServiceProxy
 
@@ -85,6 +86,7 @@ class Lab:
         self._services: ServiceProxy | None = None
         self._lock: int | None = None
         self._control: httpd.Server | None = None
+        self._outages: Outages | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -120,6 +122,8 @@ class Lab:
         self._tasks.clear()
         if self._control is not None:
             await self._control.stop()
+        if self._outages is not None:
+            await self._outages.stop()
         if self._cluster is not None:
             await self._cluster.stop()
         if self._client is not None:
@@ -181,7 +185,8 @@ class Lab:
             await self._linkerd()
         # (5) The judge, and what others can ask.
         self.prober = Prober(self.mesh, pods, rate=self.options.probes_per_second)
-        await self._serve_control(Control(self.mesh, self.prober))
+        self._outages = Outages(self.api)
+        await self._serve_control(Control(self.mesh, self.prober, self._outages))
         if self.options.system == "linkerd":
             self._spawn(self.prober.run(), "prober")
             await self._first_handshakes(self.prober)

@@ -66,6 +66,10 @@ class RunningLab:
                 raise kubernetes_client.ApiException(status=answer.status, reason=data.decode())
         return json.loads(data)
 
+    def outage(self, seconds: float) -> None:
+        """Kill the API server; it comes back over the same state after so many seconds."""
+        httpx.post(f"{self.facts['control']}/outage", json={"seconds": seconds}, timeout=10.0).raise_for_status()
+
     def add_fault(self, rule: dict[str, Any]) -> None:
         self.call("POST", "/lab/faults", rule)
 

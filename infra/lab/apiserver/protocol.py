@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from OpenSSL import SSL
 
+    from .tls import TlsProtocol
+
 
 class RawStream:
     """The client's side of a connection that left HTTP: a reader and a writer of bytes."""
@@ -102,6 +104,11 @@ class ApiHttpProtocol(H11Protocol):
             super().shutdown()
 
 
-def https_protocol(context: SSL.Context) -> Callable[..., asyncio.Protocol]:
-    """The factory for ``uvicorn.Config(http=https_protocol(context))``; give uvicorn itself no ``ssl_*`` options."""
-    return over_tls(context, ApiHttpProtocol)
+def https_protocol(
+    context: SSL.Context, connections: set[TlsProtocol] | None = None
+) -> Callable[..., asyncio.Protocol]:
+    """The factory for ``uvicorn.Config(http=https_protocol(context))``; give uvicorn itself no ``ssl_*`` options.
+
+    ``connections`` is kept as the set of those that are open.
+    """
+    return over_tls(context, ApiHttpProtocol, connections)

@@ -23,6 +23,8 @@ from .tls import server_context
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .tls import TlsProtocol
+
 START_SECONDS = 10.0
 
 
@@ -30,7 +32,7 @@ class ApiServer:
     """A Kubernetes API server in this process's event loop, on a loopback TLS port.
 
     `directory` receives certificates (``pki/``) and the administrator's kubeconfig. `port` 0 takes a free one. After
-    `stop`, `start` serves the same objects again on the same port.
+    `stop` or `kill`, `start` serves the same objects again on the same port.
     """
 
     def __init__(self, directory: Path, host: str = "127.0.0.1", port: int = 0, faults: Faults | None = None) -> None:
@@ -48,6 +50,8 @@ class ApiServer:
         self.app = App(self.api, self.access.authenticator, self.access.authorizer, self.faults)
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
+        self._connections: set[TlsProtocol] = set()
+        self._reserved: socket.socket | None = None
         self.custom_resources = CustomResources(self.api)
         self.api_services = ApiServices(self.api)
         self.api_services.create_local()
@@ -71,9 +75,7 @@ class ApiServer:
 
     async def start(self) -> None:
         """Serve. Raises OSError when the port is taken, TimeoutError when the server does not come up."""
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self.host, self.port))
+        listener, self._reserved = self._reserved or self._bound(), None
         listener.listen(1024)
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
@@ -81,7 +83,7 @@ class ApiServer:
         context = server_context(certificate, key, self.pki.ca_certificate)
         config = uvicorn.Config(
             self.app,
-            http=https_protocol(context),  # type: ignore[arg-type]  # uvicorn takes any protocol factory
+            http=https_protocol(context, self._connections),  # type: ignore[arg-type]  # uvicorn takes any protocol factory
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -98,6 +100,12 @@ class ApiServer:
                 if self._task.done():
                     await self._task
                 await asyncio.sleep(0.005)
+
+    def _bound(self) -> socket.socket:
+        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((self.host, self.port))
+        return bound
 
     @staticmethod
     async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
@@ -120,3 +128,28 @@ class ApiServer:
             self._server.force_exit = True
         await self.access.close()
         self._server = self._task = None
+
+    async def kill(self) -> None:
+        """Die as kube-apiserver dies of SIGKILL while etcd lives on; `start` brings it back.
+
+        Every connection is reset, requests under way get no answer (what they have committed stays), and new
+        connections are refused. After the start no watch can go on from before: kube-apiserver's watch cache begins
+        with the list it is filled from ("too old resource version"), so clients must list again.
+        """
+        if self._server is None or self._task is None:
+            return
+        server, task = self._server, self._task
+        self._server = self._task = None
+        for listening in server.servers:
+            listening.close()
+        # Bound and not listening: connections are refused, and nobody else gets the port.
+        self._reserved = self._bound()
+        for connection in list(self._connections):
+            connection.reset()
+        for request in list(server.server_state.tasks):
+            request.cancel()
+        server.should_exit = server.force_exit = True
+        self.api.store.close_watches()
+        await asyncio.wait({task}, timeout=START_SECONDS)
+        await self.access.close()
+        self.api.store.compact()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, cast
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -113,11 +114,15 @@ class TlsTransport(asyncio.Transport):
 
 
 class TlsProtocol(asyncio.Protocol):
-    """One TLS connection: bytes of the socket on one side, ``inner`` on the other."""
+    """One TLS connection: bytes of the socket on one side, ``inner`` on the other.
 
-    def __init__(self, context: SSL.Context, inner: asyncio.Protocol) -> None:
+    ``connections`` holds those that are open, from the first byte of the handshake on.
+    """
+
+    def __init__(self, context: SSL.Context, inner: asyncio.Protocol, connections: set[TlsProtocol]) -> None:
         self.context = context
         self.inner = inner
+        self._connections = connections
         self.peer_chain: tuple[bytes, ...] = ()
         self._tls = SSL.Connection(context, None)
         self._tls.set_accept_state()
@@ -130,6 +135,7 @@ class TlsProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = cast("asyncio.Transport", transport)
+        self._connections.add(self)
         accepted = transport.get_extra_info("socket")
         if accepted is not None:
             # asyncio does this only for sockets made with an explicit protocol number.
@@ -151,6 +157,7 @@ class TlsProtocol(asyncio.Protocol):
         return self.inner.eof_received() if self._established else None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
         self._disarm()
         if self._established:
             self.inner.connection_lost(exc)
@@ -190,6 +197,13 @@ class TlsProtocol(asyncio.Protocol):
             log.debug("no clean TLS shutdown with %s", self._peername())
         self._flush()
         self._raw.close()
+
+    def reset(self) -> None:
+        """RST instead of FIN, whatever is still buffered: what the kernel sends for a process that is killed."""
+        accepted = self._raw.get_extra_info("socket")
+        if accepted is not None and not self._raw.is_closing():
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._raw.abort()
 
     # Machinery
 
@@ -240,10 +254,16 @@ class TlsProtocol(asyncio.Protocol):
         return self._raw.get_extra_info("peername")
 
 
-def over_tls(context: SSL.Context, inner: Callable[..., asyncio.Protocol]) -> Callable[..., asyncio.Protocol]:
-    """A factory like ``inner`` (same arguments) whose protocols speak TLS; fits ``uvicorn.Config(http=...)``."""
+def over_tls(
+    context: SSL.Context, inner: Callable[..., asyncio.Protocol], connections: set[TlsProtocol] | None = None
+) -> Callable[..., asyncio.Protocol]:
+    """A factory like ``inner`` (same arguments) whose protocols speak TLS; fits ``uvicorn.Config(http=...)``.
+
+    ``connections`` is kept as the set of those that are open.
+    """
+    opened: set[TlsProtocol] = set() if connections is None else connections
 
     def factory(*args: Any, **kwargs: Any) -> asyncio.Protocol:
-        return TlsProtocol(context, inner(*args, **kwargs))
+        return TlsProtocol(context, inner(*args, **kwargs), opened)
 
     return factory
