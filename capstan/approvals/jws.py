@@ -79,6 +79,21 @@ def verify(statement: Statement, compact: str, certificate: Certificate, *, aske
     _require_in_time(signed_at, where, certificate, asked, given)
 
 
+def signer(compact: str) -> str:
+    """The certificate that a JWS says it was made with, as `ListedKey.id`; nothing is verified.
+
+    Raises:
+        VerificationFailed: It is no JWS, or names none.
+    """
+    try:
+        header = jwt.get_unverified_header("".join(compact.split()))
+    except jwt.InvalidTokenError as error:
+        raise _failed(
+            "this is no signature", "--signature", str(error), "an SSH signature or a compact JSON Web Signature"
+        ) from error
+    return f"x5t#S256:{header.get('x5t#S256', '')}"
+
+
 def _require_in_time(signed_at: int, where: str, certificate: Certificate, asked: datetime, given: datetime) -> None:
     try:
         at = datetime.fromtimestamp(signed_at, UTC)

@@ -216,6 +216,22 @@ def sign(message: bytes, namespace: str, key: PrivateKey) -> str:
     return "\n".join(["-----BEGIN SSH SIGNATURE-----", *lines, "-----END SSH SIGNATURE-----", ""])
 
 
+def signer(armoured: str) -> PublicKey:
+    """The key that an SSHSIG signature says it was made with; nothing is verified.
+
+    Raises:
+        VerificationFailed: It is no such signature.
+    """
+    try:
+        reader = _Reader(_dearmoured(armoured))
+        reader.take(len(MAGIC) + 4)
+        return PublicKey.decode(reader.string())
+    except ValueError as error:
+        raise VerificationFailed(
+            "the signature cannot count", where="SSH signature", observed=str(error), expected="an SSH signature"
+        ) from error
+
+
 def is_sshsig(text: str) -> bool:
     """Whether this looks like an armoured SSH signature."""
     return text.lstrip().startswith("-----BEGIN SSH SIGNATURE-----")

@@ -12,8 +12,12 @@ from capstan.trust.phase import Phase
 from capstan.trust.steps import StepKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
+    from capstan.cluster.record import RotationRecord
+    from capstan.config import RotationPolicy, TrustDomain
+    from capstan.pki.inspect import Certificate
     from capstan.rotation.session import Rotation
     from capstan.trust.observation import Observation
     from capstan.trust.plan import Plan
@@ -54,33 +58,61 @@ def propose(rotation: Rotation, plan: Plan, gate: Gate, policy: ApproverPolicy |
 
     Raises:
         InvalidInput: The domain's approvers cannot be used.
+        Denied: The worker's file of approvers does not list the domain.
     """
-    record = rotation.record()
-    policy = policy or approver_policy(rotation.domain)
-    seen = rotation.recent()
+    return proposed(
+        rotation.domain,
+        rotation.record(),
+        plan,
+        rotation.recent(),
+        gate,
+        policy or approver_policy(rotation.domain),
+        rotation.known(),
+        rotation.now(),
+    )
+
+
+def proposed(
+    domain: TrustDomain,
+    record: RotationRecord,
+    plan: Plan,
+    seen: Observation,
+    gate: Gate,
+    policy: ApproverPolicy,
+    known: Iterable[Certificate],
+    now: datetime,
+) -> Proposal:
+    """The same from plain values.
+
+    Args:
+        seen: What the evidence is read from.
+        known: Certificates to name roots with.
+        now: Aware UTC.
+    """
     steps = _steps(plan, gate)
+    certificates = {certificate.fingerprint: certificate for certificate in known}
     return Proposal(
-        domain=rotation.domain.name,
-        system=rotation.domain.system.value,
-        rotation=rotation.id,
+        domain=domain.name,
+        system=domain.system.value,
+        rotation=record.rotation_id,
         turn=record.turn,
         direction="back" if gate == "roll-back" else record.direction,
         gate=gate,
         meaning=_MEANING[gate],
-        clusters=tuple(sorted(rotation.systems)),
-        leaving=_anchors(rotation, sorted(plan.old)),
-        staying=_anchors(rotation, [plan.new] if plan.new else []),
+        clusters=tuple(sorted(cluster.name for cluster in seen.clusters)),
+        leaving=_anchors(sorted(plan.old), certificates),
+        staying=_anchors([plan.new] if plan.new else [], certificates),
         plan=plan.digest(),
         steps=steps,
         workloads=_workloads(plan, steps),
         irreversible=_IRREVERSIBLE[gate],
-        bound=_bound(rotation, gate, seen),
+        bound=_bound(domain.policy, gate, seen),
         way_back=_way_back(plan, gate),
-        on_reject=_on_reject(rotation, gate),
+        on_reject=_on_reject(domain.policy, gate),
         on_timeout=_ON_TIMEOUT,
         approvers=policy.names,
         quorum=policy.quorum,
-        evidence=_evidence(rotation, plan, gate, seen),
+        evidence=_evidence(plan, gate, seen, now),
         keys=policy.key_ids,
     )
 
@@ -97,16 +129,15 @@ def _workloads(plan: Plan, steps: Iterable[ProposedStep]) -> tuple[str, ...]:
     return tuple(f"{cluster['name']}: {owner}" for cluster in plan.domain for owner in cluster["owners"])
 
 
-def _anchors(rotation: Rotation, fingerprints: Iterable[str]) -> tuple[Anchor, ...]:
-    known = {certificate.fingerprint: certificate for certificate in rotation.known()}
+def _anchors(fingerprints: Iterable[str], known: Mapping[str, Certificate]) -> tuple[Anchor, ...]:
     return tuple(
         Anchor(root, known[root].common_name, known[root].not_after) if root in known else Anchor(root)
         for root in fingerprints
     )
 
 
-def _bound(rotation: Rotation, gate: Gate, seen: Observation) -> str:
-    restart = _duration(rotation.domain.policy.restart_deadline)
+def _bound(policy: RotationPolicy, gate: Gate, seen: Observation) -> str:
+    restart = _duration(policy.restart_deadline)
     if gate in _WAITS:
         return f"Restarts take at most {restart} each; then it waits at most {restart} {_WAITS[gate]}."
     leaf = _duration(timedelta(seconds=max((cluster.leaf_lifetime for cluster in seen.clusters), default=0.0)))
@@ -123,19 +154,19 @@ def _way_back(plan: Plan, gate: Gate) -> str:
     return f"capstan rollback: {acting.reversible}." if acting else "capstan rollback"
 
 
-def _on_reject(rotation: Rotation, gate: Gate) -> str:
+def _on_reject(policy: RotationPolicy, gate: Gate) -> str:
     if gate == "roll-back":
         return "Nothing: the rotation stays where it is."
-    if rotation.domain.policy.on_reject == "roll-back":
+    if policy.on_reject == "roll-back":
         return "The rotation is rolled back to the old roots (policy on_reject: roll-back)."
     return "The rotation stops and everything stays as it is (policy on_reject: stop)."
 
 
-def _evidence(rotation: Rotation, plan: Plan, gate: Gate, seen: Observation) -> Evidence:
+def _evidence(plan: Plan, gate: Gate, seen: Observation, now: datetime) -> Evidence:
     if gate == "roll-back":
         sentences: tuple[str, ...] = (f"the domain is in phase {plan.phase.value} of the way back",)
     else:
-        sentences = may_enter(Phase(gate), seen, plan.old, plan.new, rotation.now()).evidence
+        sentences = may_enter(Phase(gate), seen, plan.old, plan.new, now).evidence
     return Evidence(
         at=seen.taken_at,
         sentences=(*sentences, str(plan.verdict)),

@@ -24,6 +24,9 @@ __all__ = ["LeafRenewal", "Plan", "Policy", "Step", "StepKind", "plan"]
 
 SCHEMA_VERSION = 1
 
+NEVER_RESTARTED = frozenset({"Pod", "Node", "Job", "CronJob"})
+"""Kinds of owners whose pods no step restarts; they come and go by themselves, and with them no decision."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -161,7 +164,7 @@ def _domain(cluster: ClusterObservation, old: frozenset[Fingerprint], stays: fro
         "foreignRoots": sorted(frozenset().union(*places(cluster)) - known),
         "declaredIn": sorted(place for place, _ in cluster.declared),
         "issuer": None if issuer is None else "new" if issuer.anchors & stays else issuer.fingerprint,
-        "owners": sorted({f"{peer.role}: {peer.owner}" for peer in cluster.peers}),
+        "owners": sorted({f"{p.role}: {p.owner}" for p in cluster.peers if p.owner.kind not in NEVER_RESTARTED}),
     }
 
 
