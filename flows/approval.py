@@ -2,58 +2,121 @@
 
 from __future__ import annotations
 
-from capstan.approvals import Decision, Request, approver
+from typing import Final
+from uuid import uuid4
+
+from capstan.approvals import Decision, Proposal, Question, Request, Tally, approver, approver_policy, tally
+from capstan.approvals.policy import ApproverPolicy
+from capstan.approvals.proposal import Gate
 from capstan.audit import audited_step
-from capstan.cluster.record import Approval, RotationRecord
+from capstan.cluster.record import Approval, Asked, RotationRecord
 from capstan.errors import ApprovalRejected
 from capstan.rotation import Rotation
-from capstan.rotation.preview import preview
+from capstan.rotation.proposing import propose
 from capstan.trust.phase import Phase
+from capstan.trust.plan import Plan
+
+ROLL_BACK: Final = "roll-back"
+_GATES: Final[dict[Phase, Gate]] = {Phase.TRUST: "trust", Phase.ISSUE: "issue", Phase.DISTRUST: "distrust"}
 
 
 def approved(rotation: Rotation, phase: Phase) -> None:
     """Return when the phase may begin.
 
-    An approval in the record counts if it was given for the plan as it is now, or if the phase it was given for has
-    begun to take effect (its own progress does not take it back).
+    Approvals in the record count if they were given for what is proposed now, or if the phase they were given for has
+    begun to take effect (its own progress does not take them back). Signatures are verified each time.
 
     Raises:
         ApprovalRequired: Nobody can be asked here.
-        ApprovalRejected: A person said no; nothing was changed.
+        ApprovalRejected: A person said no; this phase was not begun.
+        Pause: The run is suspended until somebody answers.
     """
     if phase.value not in rotation.domain.policy.approvals:
         return
     plan = rotation.plan(rotation.recent())
-    record = rotation.record()
-    given = record.approval_for(phase.value, plan.digest())
-    if given is None and plan.entered(phase):
-        given = _last_for(record, phase)
-    if given is not None and given.decision == "approved":
-        _account_for(rotation, given)
-        return
-    with audited_step(f"approve/{phase.value}"):
-        decision = approver()(Request(rotation.id, phase.value, plan.digest(), preview(rotation, plan, phase)))
-        _keep(rotation, phase, plan.digest(), decision)
-    if not decision.approved:
-        raise ApprovalRejected(
-            f"phase {phase.value} was rejected by {decision.by}",
-            where=f"rotation {rotation.id}",
-            observed=decision.comment or "no comment",
-            expected="an approval",
-            next_command="capstan status",
-        )
+    _approved(rotation, propose(rotation, plan, _GATES[phase]), entered=plan.entered(phase))
 
 
-def _keep(rotation: Rotation, phase: Phase, digest: str, decision: Decision) -> None:
+def way_back_approved(rotation: Rotation, plan: Plan) -> None:
+    """Return when the way back may begin.
+
+    Args:
+        plan: The way back, from the domain as it is now.
+
+    Raises:
+        As `approved`.
+    """
+    _approved(rotation, propose(rotation, plan, ROLL_BACK), entered=False)
+
+
+def _approved(rotation: Rotation, proposal: Proposal, *, entered: bool) -> None:
+    gate = proposal.gate
+    policy = approver_policy(rotation.domain)
+    while True:
+        record = rotation.record()
+        found = _found(record, proposal, policy, entered=entered)
+        if found is not None and found.state == "approved":
+            for given in found.counted:
+                _account_for(rotation, given)
+            return
+        if found is not None and found.state == "rejected":
+            raise _rejected(rotation, gate, found)
+        with audited_step(f"approve/{gate}"):
+            held = found is not None and found.state == "held"
+            asked = _asking(rotation, proposal, record.asked.get(gate), anew=held)
+            notes = found.notes(asked.id) if found is not None else ()
+            request = Request(
+                rotation.domain.name, rotation.id, gate, proposal.digest, asked.id, asked.until,
+                proposal.text(), proposal.markdown(asked.id, asked.until, notes),
+                approvers=policy.names, answered=asked.answered,
+            )  # fmt: skip
+            _keep(rotation, request, approver()(request))
+
+
+def _found(record: RotationRecord, proposal: Proposal, policy: ApproverPolicy, *, entered: bool) -> Tally | None:
+    """What the answers to the last request come to; None if it was for something else, or nobody was asked."""
+    question = Question.of(record, proposal.gate)
+    if question is None or not (entered or question.digest == proposal.digest):
+        return None
+    return tally(record, proposal.gate, policy)
+
+
+def _asking(rotation: Rotation, proposal: Proposal, asked: Asked | None, *, anew: bool) -> Asked:
+    """The request to be answered: the open one, or a new one where what is proposed has changed, or it was answered."""
+    now = rotation.now()
+    if asked is not None and asked.digest == proposal.digest and not anew and now < asked.until:
+        return asked
+    fresh = Asked(
+        id=uuid4().hex[:12], digest=proposal.digest, at=now, until=now + rotation.domain.policy.approval_timeout
+    )
+    rotation.remember(lambda record: record.model_copy(update={"asked": {**record.asked, proposal.gate: fresh}}))
+    return fresh
+
+
+def _keep(rotation: Rotation, request: Request, decision: Decision) -> None:
+    """Write down an answer, and that it was looked at, in one: neither is there without the other."""
     entry = Approval(
-        gate=phase.value,
-        decision="approved" if decision.approved else "rejected",
+        gate=request.gate,
+        decision=decision.choice,
         by=decision.by,
         at=decision.at,
-        digest=digest,
+        digest=request.digest,
+        request=request.id,
+        signature=decision.signature,
+        ticket=decision.ticket,
         comment=decision.comment,
     )
-    rotation.remember(lambda record: record.model_copy(update={"approvals": (*record.approvals, entry)}))
+
+    def answered(record: RotationRecord) -> RotationRecord:
+        asked = record.asked[request.gate]
+        if asked.id != request.id or asked.answered >= decision.answered:
+            return record  # written already, by a process that died right after
+        looked_at = asked.model_copy(update={"answered": decision.answered})
+        return record.model_copy(
+            update={"approvals": (*record.approvals, entry), "asked": {**record.asked, request.gate: looked_at}}
+        )
+
+    rotation.remember(answered)
     _account_for(rotation, entry)
 
 
@@ -64,6 +127,12 @@ def _account_for(rotation: Rotation, given: Approval) -> None:
         rotation.note("approval", body)
 
 
-def _last_for(record: RotationRecord, phase: Phase) -> Approval | None:
-    matching = [entry for entry in record.approvals if entry.gate == phase.value]
-    return matching[-1] if matching else None
+def _rejected(rotation: Rotation, gate: str, found: Tally) -> ApprovalRejected:
+    last = found.counted[-1]
+    return ApprovalRejected(
+        f"{gate} was rejected by {last.by}",
+        where=f"rotation {rotation.id}",
+        observed=last.comment or "no comment",
+        expected="an approval",
+        next_command="capstan status",
+    )

@@ -9,9 +9,11 @@ from __future__ import annotations
 from prefect import flow
 
 from capstan.config import TrustDomain
-from capstan.rotation import Outcome, Rotation, open_rotation
+from capstan.rotation import Outcome, Rotation
 from capstan.trust.phase import Phase
 from flows.approval import approved
+from flows.running import running
+from flows.waiting import await_convergence, await_gate
 from tasks import steps
 
 
@@ -22,7 +24,7 @@ from tasks import steps
     persist_result=False,
     log_prints=False,
 )
-def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None) -> Outcome:
+def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None, take_over: bool = False) -> Outcome:
     """Rotate the trust anchor and the issuer of one trust domain.
 
     Killed anywhere and run again, it goes on from where the certificates say it is.
@@ -30,8 +32,9 @@ def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None) -> Out
     Args:
         domain: The trust domain: its clusters, control plane, vault and policy.
         rotation: Id of this rotation; an unfinished one is gone on with, else a new one is named after today.
+        take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
     """
-    with open_rotation(domain, rotation) as opened:
+    with running(domain, rotation, take_over=take_over) as opened:
         prepare(opened)
         if steps.locate(opened).number <= Phase.TRUST.number:
             trust(opened)
@@ -45,7 +48,7 @@ def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None) -> Out
 def prepare(rotation: Rotation) -> None:
     """Read the current anchor; generate the new one, and an issuer under it. Nothing in the cluster changes."""
     with rotation.phase(Phase.PREPARE):
-        steps.await_gate(rotation, Phase.PREPARE)  # (+) every live proxy can be read, and everyone trusts everyone
+        await_gate(rotation, Phase.PREPARE)  # (+) every live proxy can be read, and everyone trusts everyone
         steps.preflight(rotation)  # (+) refuse to begin on a mesh that is not healthy
         steps.mint(rotation)  # (+) into the vault, once per rotation; two verifiers must agree
 
@@ -53,7 +56,7 @@ def prepare(rotation: Rotation) -> None:
 def trust(rotation: Rotation) -> None:
     """Bundle the new anchor with the old one, and restart the control plane and every meshed workload."""
     with rotation.phase(Phase.TRUST):
-        steps.await_gate(rotation, Phase.TRUST)
+        await_gate(rotation, Phase.TRUST)
         approved(rotation, Phase.TRUST)
         for cluster in rotation.systems:
             steps.widen_bundle(rotation, cluster)
@@ -61,13 +64,13 @@ def trust(rotation: Rotation) -> None:
             steps.restart_control_plane(rotation, cluster, Phase.TRUST)
             steps.restart_data_plane(rotation, cluster, Phase.TRUST)
         # (+) the documented procedure trusts the restart; we ask every proxy what it holds.
-        steps.await_gate(rotation, Phase.ISSUE)
+        await_gate(rotation, Phase.ISSUE)
 
 
 def issue(rotation: Rotation) -> None:
     """Replace the issuer, and wait until nobody presents a leaf of the old one."""
     with rotation.phase(Phase.ISSUE):
-        steps.await_gate(rotation, Phase.ISSUE)
+        await_gate(rotation, Phase.ISSUE)
         approved(rotation, Phase.ISSUE)
         for cluster in rotation.systems:
             steps.back_up_issuer(rotation, cluster)  # (+) the way back
@@ -75,20 +78,20 @@ def issue(rotation: Rotation) -> None:
             # (+) identity's Events can be lost and its watcher can die: restart it, and see what each replica signs.
             steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
         # Instead of the documented second restart of every workload: leaves renew by themselves at 70 % of their life.
-        steps.await_gate(rotation, Phase.DISTRUST)
+        await_gate(rotation, Phase.DISTRUST)
 
 
 def distrust(rotation: Rotation) -> None:
     """Remove the old anchor from the bundle, and restart the control plane and every meshed workload."""
     with rotation.phase(Phase.DISTRUST):
         if steps.locate(rotation) is not Phase.DONE:
-            steps.await_gate(rotation, Phase.DISTRUST)
+            await_gate(rotation, Phase.DISTRUST)
             approved(rotation, Phase.DISTRUST)
             for cluster in rotation.systems:
                 steps.narrow_bundle(rotation, cluster)
             for cluster in rotation.systems:
                 steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
                 steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
-        steps.await_convergence(rotation)
+        await_convergence(rotation)
         steps.prove_refusal(rotation)  # (+) a leaf of the old root is refused by every live proxy
-        steps.await_gate(rotation, Phase.DONE)
+        await_gate(rotation, Phase.DONE)

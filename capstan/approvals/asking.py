@@ -35,7 +35,8 @@ class Request:
         text: The preview as plain text of at most 100 columns: what will happen, the evidence so far, what becomes
             irreversible, how long it may take, how to go back.
         markdown: The same for a page.
-        missing: How many more approvals are needed, and who has approved so far, for a person; empty with one approver.
+        approvers: Names whose signed answers count; empty where whoever can answer decides.
+        answered: How many answers to this request were looked at already.
     """
 
     domain: str
@@ -46,7 +47,8 @@ class Request:
     until: datetime
     text: str
     markdown: str
-    missing: str = ""
+    approvers: tuple[str, ...] = ()
+    answered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Decision:
         ticket: Reference to the change in whatever system keeps changes.
         comment: Reason.
         signature: Over request and choice (`capstan.approvals.signing`); empty where none was given.
+        answered: How many answers to the request were looked at, this one included.
     """
 
     choice: Choice
@@ -68,6 +71,7 @@ class Decision:
     ticket: str = ""
     comment: str = ""
     signature: str = ""
+    answered: int = 1
 
 
 class Approver(Protocol):

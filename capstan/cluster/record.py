@@ -69,12 +69,14 @@ class Asked(_Frozen):
         digest: Digest of what was shown.
         at: When it was asked first, aware UTC.
         until: When it runs out; a timeout is neither an approval nor a rejection.
+        answered: How many answers to it were looked at, those that do not count included.
     """
 
     id: str
     digest: str
     at: datetime
     until: datetime
+    answered: int = 0
 
 
 class Claim(_Frozen):

@@ -10,7 +10,7 @@ from capstan.errors import GateRefused, NotYet
 from capstan.pki.mint import mint_leaf
 from capstan.progress import watcher
 from capstan.rotation import material
-from capstan.rotation.session import EVIDENCE_HEAD
+from capstan.rotation.accounts import EVIDENCE_HEAD
 from capstan.systems.base import Verdict
 from capstan.vaults.base import ROTATION_TAG
 

@@ -7,37 +7,45 @@ what cannot be observed: the rotation's id, what it minted, who approved what, a
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from capstan.audit import audited_phase, audited_step
-from capstan.cluster.lease import LeaseLock
-from capstan.cluster.record import RecordStore, RotationRecord
-from capstan.errors import GateRefused, InvalidInput, NotFound
-from capstan.evidence import Evidence, signer_from_vault
+from capstan.cluster.lease import DURATION, LeaseLock
+from capstan.cluster.record import BUDGET, RecordStore, RotationRecord
+from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, NotFound
+from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
+from capstan.rotation.accounts import EVIDENCE_HEAD, open_account
+from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
 from capstan.systems.base import observe_domain
-from capstan.trust.phase import Phase
+from capstan.trust.phase import Goal, Phase
 from capstan.trust.plan import Plan, Policy, StepKind, plan
 from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from capstan.cluster.client import Cluster
+    from capstan.cluster.record import Claim
     from capstan.config import TrustDomain
+    from capstan.evidence import Evidence
     from capstan.pki.inspect import Certificate
     from capstan.rotation.material import Target
+    from capstan.rotation.waiting import Look
     from capstan.systems.base import TrustSystem
     from capstan.trust.observation import Observation
     from capstan.vaults.base import Vault
 
 OLD_ROOTS = "old-roots.pem"
-EVIDENCE_HEAD = "evidence-head"
+
+Direction = Literal["forward", "back"]
+
+_log = logging.getLogger(__name__)
 
 # How long one look serves the questions asked right after it. Far below any leaf's renewal or a rollout.
 _RECENT = timedelta(seconds=5)
@@ -56,14 +64,15 @@ class Outcome:
     """What a run of a rotation came to.
 
     Attributes:
-        completed: Every live trust store is exactly the new root, and a leaf of an old root is refused.
+        completed: Every live trust store holds exactly what was to stay, and a leaf of what was to go is refused.
         resumed: The rotation had been begun by an earlier run.
-        roots_before: Fingerprints of the roots that are gone now.
+        roots_before: Fingerprints of the roots that are gone now; on a way back, the rotation's new root.
         roots_after: Fingerprints of the roots that every live peer trusts now.
         peers: Live peers at the end.
         old_root_refused: What the probe found; None if this run did not come to it.
         api_requests: Requests this run sent to all API servers.
         evidence: Path of the account.
+        direction: `forward`, or `back` for a roll-back.
     """
 
     rotation: str
@@ -76,10 +85,18 @@ class Outcome:
     old_root_refused: bool | None
     api_requests: int
     evidence: str
+    direction: Direction = "forward"
 
 
 class Rotation:
-    """An open rotation. Get one with `open_rotation`; it is good only inside that block."""
+    """An open rotation. Get one with `open_rotation`; it is good only inside that block.
+
+    Attributes:
+        direction: Which way this run goes. On the way `back` the same steps are taken with old and new exchanged: `old`
+            is the rotation's new root, and `stays` what there was before it.
+        target: What `stays`, with the issuers to be had in the end; None until `mint` (or on the way back, `recall`).
+        retired: On the way back, what the rotation had minted; None where nothing was.
+    """
 
     def __init__(
         self,
@@ -104,11 +121,14 @@ class Rotation:
         self.resumed = resumed
         self.now = now
         self.sleep = sleep
+        self.direction: Direction = "forward"
         self.target: Target | None = None
+        self.retired: Target | None = None
         self.old_root_refused: bool | None = None
         self._requests = requests
         self._phases: list[PhaseTime] = []
         self._last: Observation | None = None
+        self._original: Bundle | None = None
 
     @property
     def api_requests(self) -> int:
@@ -139,13 +159,40 @@ class Rotation:
             self.evidence.append(kind, body)
 
     @property
+    def original(self) -> Bundle:
+        """The roots as found when the rotation began, whichever way it goes."""
+        if self._original is None:
+            self._original = Bundle.parse(self.record().notes[OLD_ROOTS], f"record of rotation {self.id}")
+        return self._original
+
+    @property
     def old(self) -> Bundle:
-        """The roots to be turned away from, as found when the rotation began."""
-        return Bundle.parse(self.record().notes[OLD_ROOTS], f"record of rotation {self.id}")
+        """The roots to be turned away from."""
+        if self.direction == "forward":
+            return self.original
+        return Bundle.of(self.retired.root) if self.retired else Bundle()
+
+    @property
+    def stays(self) -> Bundle:
+        """The roots to be trusted in the end: the new one, or on the way back exactly those there were.
+
+        Raises:
+            InvalidInput: The new one was not minted yet (a step was called before `mint`).
+        """
+        return Bundle.of(self.new_root) if self.direction == "forward" else self.original
+
+    @property
+    def both(self) -> Bundle:
+        """Old and new, in the same order whichever way the rotation goes.
+
+        Raises:
+            InvalidInput: As `stays`.
+        """
+        return self.original.union(self.stays).union(self.old)
 
     @property
     def new_root(self) -> Certificate:
-        """The new root.
+        """The root of the issuers to be had in the end.
 
         Raises:
             InvalidInput: It was not minted yet (a step was called before `mint`).
@@ -153,9 +200,16 @@ class Rotation:
         return self.required_target().root
 
     @property
-    def new(self) -> str | None:
-        """Fingerprint of the new root; None while none is minted."""
+    def new(self) -> Goal:
+        """Fingerprint of the root to stay, on the way back all of them; None while none is minted."""
+        if self.direction == "back":
+            return self.original.fingerprints
         return self.target.root.fingerprint if self.target else self.record().new or None
+
+    @property
+    def command(self) -> str:
+        """What runs this again, for messages."""
+        return f"capstan {'rotate' if self.direction == 'forward' else 'rollback'} --rotation {self.id}"
 
     def required_target(self) -> Target:
         """What was minted.
@@ -169,10 +223,11 @@ class Rotation:
 
     def known(self) -> Iterable[Certificate]:
         """Certificates to recognise wherever they are met."""
-        yield from self.old
-        if self.target is not None:
-            yield self.target.root
-            yield from self.target.issuers.values()
+        yield from self.original
+        for side in (self.target, self.retired):
+            if side is not None:
+                yield side.root
+                yield from side.issuers.values()
 
     def observe(self) -> Observation:
         """Read all clusters now."""
@@ -210,20 +265,47 @@ class Rotation:
         watcher().phase(phase.value)
         began = time.monotonic()
         with audited_phase(phase.value):
-            self.note("phase-entered", {"phase": phase.value})
+            self.note("phase-entered", {"phase": phase.value, "direction": self.direction})
             yield
             self._phases.append(PhaseTime(phase.value, time.monotonic() - began))
             self.note("phase-left", {"phase": phase.value})
             head = self.evidence.head
-            self.remember(lambda record: record.model_copy(update={"notes": {**record.notes, EVIDENCE_HEAD: head}}))
+            self.remember(
+                lambda record: record.model_copy(
+                    update={"notes": {**record.notes, EVIDENCE_HEAD: head}, "budget": BUDGET}
+                )
+            )
+
+    def deadline(self, gate: str) -> datetime | None:
+        """When the wait for a gate ends at the latest, as an earlier process of this run wrote it down."""
+        record = self.record()
+        return record.deadlines.get(_deadline_key(record, gate))
+
+    def keep_deadline(self, look: Look) -> None:
+        """Write down until when is waited, before this process is left."""
+        self.remember(
+            lambda record: record.model_copy(
+                update={"deadlines": {**record.deadlines, _deadline_key(record, look.gate): look.until}}
+            )
+        )
+
+    def drop_deadline(self, gate: str) -> None:
+        """Forget when a wait was to end: it has ended."""
+        self.remember(
+            lambda record: record.model_copy(
+                update={"deadlines": {k: v for k, v in record.deadlines.items() if k != _deadline_key(record, gate)}}
+            )
+        )
 
     def outcome(self) -> Outcome:
         """What this run came to, judged from the last observation."""
         last = self._last or self.observe()
         bundles = {root for cluster in last.clusters for root in cluster.bundle}
+        nothing_minted = self.direction == "back" and self.retired is None
         return Outcome(
             rotation=self.id,
-            completed=self.plan(last).phase is Phase.DONE and bool(self.old_root_refused),
+            direction=self.direction,
+            completed=nothing_minted or (self.plan(last).phase is Phase.DONE and bool(self.old_root_refused)),
             resumed=self.resumed,
             phases=tuple(self._phases),
             roots_before=tuple(sorted(self.old.fingerprints)),
@@ -235,14 +317,13 @@ class Rotation:
         )
 
 
+def _deadline_key(record: RotationRecord, gate: str) -> str:
+    return f"turn {record.turn}, gate {gate}"
+
+
 def plan_policy(domain: TrustDomain) -> Policy:
     """The domain's policy as the planner knows it."""
     return Policy(approvals=frozenset(Phase(name) for name in domain.policy.approvals))
-
-
-def evidence_path(domain: TrustDomain, rotation: str) -> Path:
-    """Where the account of a rotation is kept."""
-    return domain.home_path() / "evidence" / f"{domain.name}-{rotation}.jsonl"
 
 
 @contextlib.contextmanager
@@ -250,6 +331,8 @@ def open_rotation(
     domain: TrustDomain,
     rotation: str | None = None,
     *,
+    claimant: Claimant | None = None,
+    take_over: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Rotation]:
@@ -258,9 +341,11 @@ def open_rotation(
     Args:
         rotation: Id of the rotation. An unfinished one is always gone on with; without an id a new one is named after
             today (UTC), so that calling twice in a day cannot rotate twice by accident.
+        claimant: The run this is called in, if it can leave its process without ending.
+        take_over: Go on with a rotation that another, unfinished run has claimed.
 
     Raises:
-        LockHeld: Another run holds a cluster's Lease.
+        LockHeld: Another run holds a cluster's Lease, or has claimed the rotation.
         InvalidInput: Another rotation is unfinished, or the clusters' records disagree.
     """
     from capstan.systems.opening import open_systems
@@ -269,14 +354,15 @@ def open_rotation(
     with contextlib.ExitStack() as held:
         for cluster in clusters.values():
             held.callback(cluster.close)
-        locks = {name: held.enter_context(_locked(cluster, domain.name)) for name, cluster in clusters.items()}
+        owner = claimant or Unclaimed()
+        locks = {
+            name: held.enter_context(_locked(cluster, domain.name, owner, now)) for name, cluster in clusters.items()
+        }
         stores = {name: RecordStore(cluster, domain.name, lease=locks[name]) for name, cluster in clusters.items()}
         with audited_step("begin"):
-            record, resumed = _begin(domain, rotation, systems, stores, now)
+            record, resumed = _begin(domain, rotation, systems, stores, now, owner, take_over=take_over)
         vault = open_vault(domain.vault_url())
-        evidence = Evidence.open(
-            evidence_path(domain, record.rotation_id), signer_from_vault(vault), record.rotation_id, clock=now
-        )
+        evidence = open_account(domain, record, signer_from_vault(vault), now)
         session = Rotation(
             domain,
             record.rotation_id,
@@ -300,20 +386,42 @@ def open_rotation(
                 "recorded_head": record.notes.get(EVIDENCE_HEAD, ""),
             },
         )
-        yield session
+        try:
+            yield session
+        except Exception:
+            # This run has failed and will not come back by itself: whoever is launched next may go on at once.
+            if owner.claim(now()) is not None:
+                with contextlib.suppress(CapstanError):
+                    session.remember(lambda record: record.model_copy(update={"claim": None}))
+            raise
 
 
 _held_locks: set[LeaseLock] = set()
 
 
+# How long a run that goes on with what it claimed waits for the Lease of its own dead process: it must run out, and be
+# seen not to change.
+_OWN_LEASE = 3 * DURATION
+
+
 @contextlib.contextmanager
-def _locked(cluster: Cluster, domain: str) -> Iterator[LeaseLock]:
-    with LeaseLock(cluster, domain) as lock:
-        _held_locks.add(lock)
-        try:
-            yield lock
-        finally:
-            _held_locks.discard(lock)
+def _locked(cluster: Cluster, domain: str, owner: Claimant, now: Callable[[], datetime]) -> Iterator[LeaseLock]:
+    lock = LeaseLock(cluster, domain)
+    record = RecordStore(cluster, domain).load()
+    claim = record.claim if record and record.finished is None else None
+    own = owner.claim(now())
+    try:
+        lock.acquire(wait=_OWN_LEASE if claim and own and claim.run == own.run else 0.0)
+    except LockHeld as error:
+        if claim is not None:
+            error.observed += f"; by {describe(claim)}"
+        raise
+    _held_locks.add(lock)
+    try:
+        yield lock
+    finally:
+        _held_locks.discard(lock)
+        lock.release()
 
 
 def release_held_locks() -> None:
@@ -328,8 +436,11 @@ def _begin(
     systems: Mapping[str, TrustSystem],
     stores: Mapping[str, RecordStore],
     now: Callable[[], datetime],
+    owner: Claimant,
+    *,
+    take_over: bool,
 ) -> tuple[RotationRecord, bool]:
-    """The rotation's record, the same in every cluster; (record, whether it was there before)."""
+    """The rotation's record, the same in every cluster and claimed; (record, whether it was there before)."""
     records = {name: record for name, store in stores.items() if (record := store.load()) is not None}
     unfinished = {name: record for name, record in records.items() if record.finished is None}
     ids = {record.rotation_id for record in unfinished.values()}
@@ -341,13 +452,28 @@ def _begin(
             expected=f"none, or {wanted or 'one and the same'}",
             next_command=f"finish it first: capstan rotate --domain {domain.name} --rotation {sorted(ids)[0]}",
         )
+    for name, record in unfinished.items():
+        before = require_unclaimed(record, owner, now(), where=stores[name].where, take_over=take_over)
+        if before is not None:
+            _log.warning("taking over %s from %s", stores[name].where, describe(before))
+            watcher().note(f"taking over from {describe(before)}")
     name = next(iter(ids), None) or wanted or now().strftime("%Y-%m-%d")
+    claim = owner.claim(now())
     same = [record for record in records.values() if record.rotation_id == name]
     if len(same) == len(stores):
-        return same[0], True
+        present = same[0]
+        if present.finished is None and not _same_run(present.claim, claim):
+            for store in stores.values():
+                store.update(lambda record: record.model_copy(update={"claim": claim}))
+        return present, True
     template = same[0] if same else _new_record(domain, name, systems, now)
+    template = template.model_copy(update={"claim": claim})
     begun = [store.begin(template) for store in stores.values()]
     return begun[0], bool(same)
+
+
+def _same_run(one: Claim | None, other: Claim | None) -> bool:
+    return (one and one.run) == (other and other.run)
 
 
 def _new_record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from capstan.audit import audited_step
@@ -12,7 +13,7 @@ from capstan.trust.phase import Phase, progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from capstan.rotation.session import Rotation
     from capstan.trust.observation import Observation
@@ -21,12 +22,39 @@ if TYPE_CHECKING:
 MIN_PAUSE = 0.5
 MAX_PAUSE = 30.0
 
+_BEHIND = {Phase.ISSUE: Phase.TRUST, Phase.DISTRUST: Phase.ISSUE, Phase.DONE: Phase.DISTRUST}
 
-def await_gate(rotation: Rotation, phase: Phase) -> GateResult:
-    """Observe until the gate before `phase` is open.
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What watching a gate came to.
+
+    Attributes:
+        gate: Name of what may begin when it opens.
+        open: Whether it did.
+        done: Peers that have arrived.
+        total: Live peers.
+        waiting_for: Who has not arrived, with the reason.
+        until: When the wait ends at the latest, aware UTC.
+    """
+
+    gate: str
+    open: bool
+    done: int
+    total: int
+    waiting_for: tuple[str, ...]
+    until: datetime
+
+
+def watch_gate(rotation: Rotation, phase: Phase, patience: timedelta | None = None) -> Look:
+    """Observe until the gate before `phase` is open, or patience ends.
 
     The wait is bounded: by the last observed expiry of the leaves waited for, where there is one, else by the domain's
-    restart deadline. Evidence ends it early.
+    restart deadline, counted from when the wait began (the record remembers it where a run leaves its process).
+    Evidence ends it early.
+
+    Args:
+        patience: Longest time to watch in this process; None means until the gate opens or the bound passes.
 
     Raises:
         GateRefused: The evidence contradicts going on.
@@ -34,63 +62,82 @@ def await_gate(rotation: Rotation, phase: Phase) -> GateResult:
     """
     with audited_step(f"gate/{phase.value}"):
         watcher().step(f"gate before {phase.value}")
-        return _await(rotation, phase, lambda seen: may_enter(
+        return _watch(rotation, phase.value, phase, patience, lambda seen: may_enter(
             phase, seen, rotation.old.fingerprints, rotation.new, rotation.now(),
             old_leaf_refused=rotation.old_root_refused,
         ))  # fmt: skip
 
 
-def await_convergence(rotation: Rotation) -> GateResult:
+def watch_convergence(rotation: Rotation, patience: timedelta | None = None) -> Look:
     """Observe until every live trust store is exactly the new root: all that the last gate asks but the probe.
 
-    Raises:
-        As `await_gate`.
+    Args, Raises:
+        As `watch_gate`.
     """
     with audited_step("gate/probe"):
         watcher().step("gate before the refusal probe")
-        return _await(
-            rotation, Phase.DISTRUST,
+        return _watch(
+            rotation, "probe", Phase.DISTRUST, patience,
             lambda seen: may_probe(seen, rotation.old.fingerprints, rotation.new, rotation.now()),
         )  # fmt: skip
 
 
-def _await(rotation: Rotation, phase: Phase, judge: Callable[[Observation], GateResult]) -> GateResult:
+def _watch(
+    rotation: Rotation,
+    gate: str,
+    phase: Phase,
+    patience: timedelta | None,
+    judge: Callable[[Observation], GateResult],
+) -> Look:
     began = rotation.now()
-    patience = began + rotation.domain.policy.restart_deadline
-    behind = {Phase.ISSUE: Phase.TRUST, Phase.DISTRUST: Phase.ISSUE, Phase.DONE: Phase.DISTRUST}.get(phase)
-    look = rotation.recent
+    # The bound of a wait that an earlier process began; looked at only once something has to be waited for.
+    kept: datetime | None = None
+    seen = rotation.recent()
     while True:
-        seen = look()
-        look = rotation.observe
         result = judge(seen)
+        behind = _BEHIND.get(phase)
+        done, total = 0, len(seen.peers)
         if behind is not None:
             far = progress(seen, behind, rotation.old.fingerprints, rotation.new)
-            watcher().count(far.done, far.total, far.waiting_for)
+            done, total = far.done, far.total
+            watcher().count(done, total, far.waiting_for)
         if result.open:
-            rotation.note(
-                "gate-open",
-                {
-                    "phase": phase.value,
-                    "evidence": list(result.evidence),
-                    "peers": len(seen.peers),
-                    "waited_seconds": round((rotation.now() - began).total_seconds(), 3),
-                },
-            )
-            return result
+            if patience is not None:  # only a run that may leave its process writes deadlines down
+                rotation.drop_deadline(gate)
+            _note_open(rotation, phase, result, len(seen.peers), (rotation.now() - began).total_seconds())
+            return Look(gate, True, done, total, (), rotation.now())
         if result.contradictions or result.overdue:
             rotation.note("gate-refused", {"phase": phase.value, "evidence": list(result.evidence)})
             result.require()
-        bound = result.bound or patience
-        if rotation.now() > bound:
-            raise GateTimedOut(
-                f"the gate before {phase.value} did not open in time",
-                stragglers=result.waiting_for,
-                where=f"trust domain {rotation.domain.name}",
-                observed="; ".join(result.waiting_for[:20]),
-                expected=f"nobody to wait for by {bound:%F %T}Z",
-                next_command="restart or remove the ones named, then run `capstan rotate` again: it goes on from here",
-            )
-        rotation.sleep(_pause(rotation.now(), bound))
+        if result.bound is None and kept is None:
+            kept = rotation.deadline(gate) or began + rotation.domain.policy.restart_deadline
+        bound = result.bound or kept
+        assert bound is not None  # noqa: S101  # one of the two was just set
+        now = rotation.now()
+        if now > bound:
+            rotation.drop_deadline(gate)  # whoever runs this again has seen to the stragglers: the wait begins anew
+            raise _timed_out(rotation, phase, result, bound)
+        if patience is not None and now - began >= patience and bound - now > patience:
+            return Look(gate, False, done, total, result.waiting_for, bound)
+        rotation.sleep(_pause(now, bound))
+        seen = rotation.observe()
+
+
+def _note_open(rotation: Rotation, phase: Phase, result: GateResult, peers: int, waited: float) -> None:
+    evidence = list(result.evidence)
+    body = {"phase": phase.value, "evidence": evidence, "peers": peers, "waited_seconds": round(waited, 3)}
+    rotation.note("gate-open", body)
+
+
+def _timed_out(rotation: Rotation, phase: Phase, result: GateResult, bound: datetime) -> GateTimedOut:
+    return GateTimedOut(
+        f"the gate before {phase.value} did not open in time",
+        stragglers=result.waiting_for,
+        where=f"trust domain {rotation.domain.name}",
+        observed="; ".join(result.waiting_for[:20]),
+        expected=f"nobody to wait for by {bound:%F %T}Z",
+        next_command="restart or remove the ones named, then run `capstan rotate` again: it goes on from here",
+    )
 
 
 def _pause(now: datetime, bound: datetime) -> float:

@@ -1,0 +1,142 @@
+"""Asking for an approval by suspending the run: the form in the Prefect UI, and the same question in its REST API.
+
+The form is stored before the run is suspended, and its answer is read under the name of this asking: killed at any
+instruction, the run asks the same question again or finds the answer to it, and never takes an answer to another one.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.input.run_input import Keyset, keyset_from_paused_state
+from prefect.states import Suspended
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from capstan.approvals import Choice, Decision, Request
+from flows import durable
+
+_CHOICES: dict[str, Choice] = {"approve": "approved", "reject": "rejected", "hold": "held"}
+
+
+class Answer(BaseModel):
+    """What an approver fills in."""
+
+    model_config = ConfigDict(extra="forbid", title="Approval")
+
+    decision: Literal["approve", "reject", "hold"] = Field(
+        title="Decision", description="hold: not now; nothing changes, and the question is asked again"
+    )
+    name: str = Field(
+        min_length=1, max_length=100, pattern=r"\S", title="Your name",
+        description="A claim, unless the answer is signed",
+    )  # fmt: skip
+    ticket: str = Field(default="", max_length=200, title="Ticket", description="Reference to the change")
+    comment: str = Field(default="", max_length=2000, title="Comment")
+    signature: str = Field(
+        default="", max_length=8000, title="Signature",
+        description="Made by `capstan approve --key`, where this domain demands signed approvals",
+    )  # fmt: skip
+    request: str = Field(title="Request", description="Names this asking; leave it as it is")
+
+
+def form(request: Request) -> type[Answer]:
+    """The form of one request: its own id is the only one accepted, and where approvers are listed, only they sign."""
+    fields: dict[str, Any] = {
+        "request": (
+            Annotated[str, Field(title="Request", pattern=f"^{request.id}$", description="Leave it as it is")],
+            request.id,
+        )
+    }
+    if request.approvers:
+        fields["name"] = (
+            Annotated[Literal[request.approvers], Field(title="Your name", description="As listed for this domain")],
+            ...,
+        )
+        fields["signature"] = (
+            Annotated[
+                str,
+                Field(
+                    title="Signature", min_length=1, max_length=8000,
+                    description="Made by `capstan approve --key FILE`, or by hand over the statement it prints",
+                ),
+            ],
+            ...,
+        )  # fmt: skip
+    return create_model("Approval", __base__=Answer, **fields)
+
+
+def ask_by_suspending(request: Request) -> Decision:
+    """Take the answer to this request, or suspend the run until there is one.
+
+    Raises:
+        Pause: The run is suspended and its process ends; it comes back here with the answer.
+    """
+    run = durable.flow_run_id()
+    asked = form(request)
+    number = request.answered
+    with get_client(sync_client=True) as client:
+        while True:
+            state: State[Any] = Suspended(
+                pause_expiration_time=request.until,
+                pause_key=f"{request.gate}-{request.id}-{number}",
+                message=f"waits for approval: {request.gate}",
+            )
+            keys = keyset_from_paused_state(state)
+            state.state_details.run_input_keyset = {str(kind): key for kind, key in keys.items()}
+            answer = _read(client, run, keys["response"])
+            if answer is not None:
+                return _decision(asked, answer, number + 1)
+            _offer(client, run, keys, asked, request)
+            try:
+                _suspend(state)
+            except durable.Refused:
+                # Somebody set the run going again without an answer: the same question, under the next key.
+                number += 1
+
+
+def _suspend(state: State[Any]) -> None:
+    durable.propose(state)
+
+
+def _offer(client: SyncPrefectClient, run: UUID, keys: Keyset, asked: type[Answer], request: Request) -> None:
+    for key, value in ((keys["schema"], asked.model_json_schema()), (keys["description"], request.markdown)):
+        if _read(client, run, key) is None:
+            client.create_flow_run_input(flow_run_id=run, key=key, value=json.dumps(value))
+
+
+def _read(client: SyncPrefectClient, run: UUID, key: str) -> Any:
+    try:
+        return json.loads(client.read_flow_run_input(run, key))
+    except (PrefectHTTPStatusError, httpx.HTTPStatusError) as error:
+        if error.response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        raise
+
+
+def _decision(asked: type[Answer], raw: Any, answered: int) -> Decision:
+    """The answer, checked again: the server checked it against the form; whoever writes to its database does not."""
+    try:
+        answer = asked.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return Decision(
+            "held", by="nobody", at=datetime.now(UTC), answered=answered,
+            comment=f"an answer that does not fit its form was set aside: {where}: {first['msg']}",
+        )  # fmt: skip
+    return Decision(
+        _CHOICES[answer.decision],
+        by=answer.name.strip(),
+        at=datetime.now(UTC),
+        ticket=answer.ticket,
+        comment=answer.comment,
+        signature=answer.signature,
+        answered=answered,
+    )
