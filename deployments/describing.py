@@ -26,8 +26,8 @@ def rotate(about: About) -> str:
     return _page(
         about,
         f"Rotates the trust anchor and the issuer of trust domain **{about.domain.name}** ({_clusters(about.domain)}) "
-        "without dropping a handshake: prepare, trust, issue, distrust. Each phase begins when every live proxy is seen "
-        "to be ready for it. A run that is killed goes on from what it observes when it is run again.",
+        "without dropping a handshake: prepare, trust, issue, distrust. Each phase begins when every live proxy is "
+        "seen to be ready for it. A run that is killed goes on from what it observes when it is run again.",
         f"- **Begins** {_begins(about)}; or press *Run*. One rotation of a domain at a time: a second run is refused.",
         f"- **Asks** before {_phases(about.domain)}: the run is then *Suspended*; open it and press *Resume*, or "
         f"`capstan approve RUN`. {_who(about.domain)}",
@@ -52,16 +52,16 @@ def radar(about: About) -> str:
     """Of the daily look."""
     return _page(
         about,
-        f"Reads trust domain **{about.domain.name}** ({_clusters(about.domain)}) and changes nothing: when roots, issuer "
-        "and leaves expire, and whether the mesh is fit to be rotated. Raises the event `capstan.expiry`.",
+        f"Reads trust domain **{about.domain.name}** ({_clusters(about.domain)}) and changes nothing: when roots, "
+        "issuer and leaves expire, and whether the mesh is fit to be rotated. Raises the event `capstan.expiry`.",
     )
 
 
 def sweep(interval: timedelta) -> str:
     """Of the watch over dead runs."""
     return (
-        f"Every {int(interval.total_seconds() // 60)} minutes: finds runs of Capstan whose process, worker or server died "
-        "and schedules them again under the same run id, within a budget kept in the cluster. Never touches a run that "
+        f"Every {int(interval.total_seconds() // 60)} minutes: finds runs of Capstan whose process, worker or server "
+        "died and schedules them again under the same run id, within a budget kept in the cluster. Never touches a run that "
         "waits, is suspended or was cancelled.\n"
     )
 
@@ -85,7 +85,7 @@ def _begins(about: About) -> str:
 
 
 def _phases(domain: TrustDomain) -> str:
-    phases = [phase for phase in ("trust", "issue", "distrust") if phase in domain.policy.approvals]
+    phases: list[str] = [phase for phase in ("trust", "issue", "distrust") if phase in domain.policy.approvals]
     return " and ".join(([", ".join(phases[:-1])] if len(phases) > 1 else []) + phases[-1:])
 
 

@@ -1,9 +1,10 @@
-"""What no single field shows: domains that collide, windows too short, schedules outside them, keys that would be lost."""
+"""What no single field shows: domains that collide, windows too short, schedules outside them, keys lost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from deployments.inventory import DomainEntry, Inventory
 from deployments.problems import Path, Problem
@@ -169,7 +170,7 @@ def _schedule(inventory: Inventory, entry: DomainEntry, path: Path, source: Sour
                 field, f"a start at {outside:%a %Y-%m-%d %H:%M %Z}", f"starts inside the window, {window}"
             )
         gap = longest_gap(starts)
-        shortest = min((b - a for a, b in zip(starts, starts[1:], strict=False)), default=gap)
+        shortest = min((b - a for a, b in pairwise(starts)), default=gap)
         if shortest < timedelta(days=28):
             given = f"starts {_spoken(shortest)} apart"
             yield source.problem(field, given, "at least 28 days between two rotations", warning=True)
@@ -188,7 +189,8 @@ def _lifetimes(
             yield source.problem(
                 own if own in source.places else ("defaults", "policy", field),
                 f"{validity.days} days",
-                f"at least {(gap + ISSUER_MARGIN).days}: up to {gap.days} between two starts, and {ISSUER_MARGIN.days} to spare",
+                f"at least {(gap + ISSUER_MARGIN).days}: up to {gap.days} between two starts, "
+                f"and {ISSUER_MARGIN.days} to spare",
             )
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import lru_cache
+from itertools import pairwise
 
-from capstan.window import DAYS, MaintenanceWindow, exists
+from capstan.window import DAYS, Day, MaintenanceWindow, exists
 from deployments.inventory import DomainEntry, Inventory, Schedule
 from deployments.spread import Spreadable, spread
 
@@ -88,7 +89,7 @@ def weekly_rule(week: int, window: MaintenanceWindow) -> str:
     )
 
 
-def first_day(window: MaintenanceWindow) -> str:
+def first_day(window: MaintenanceWindow) -> Day:
     """The day of an ISO week (Monday first) on which a window first opens."""
     return min(window.days, key=DAYS.index)
 
@@ -104,7 +105,7 @@ def weeks_that_fit(first: int, last: int, window: MaintenanceWindow, zone: str) 
 @lru_cache(maxsize=4096)
 def skipped(week: int, window: MaintenanceWindow, zone: str) -> date | None:
     """The first day on which the clocks skip the start of the window in an ISO week; None if they never do."""
-    weekday = DAYS.index(first_day(window)) + 1  # type: ignore[arg-type]  # a str by min()'s key
+    weekday = DAYS.index(first_day(window)) + 1
     days = (date.fromisocalendar(year, week, weekday) for year in CYCLE)
     return next((day for day in days if not exists(day, window.opens, zone)), None)
 
@@ -122,7 +123,7 @@ def upcoming(start: Start, now: datetime, count: int = 1) -> list[datetime]:
         if start.kind == "rrule"
         else CronSchedule(cron=start.rule, timezone=start.time_zone)
     )
-    return [moment.replace(fold=moment.fold) for moment in asyncio.run(schedule.get_dates(n=count, start=now))]
+    return list(asyncio.run(schedule.get_dates(n=count, start=now)))
 
 
 def cluster_keys(inventory: Inventory, entry: DomainEntry) -> frozenset[str]:
@@ -134,7 +135,7 @@ def cluster_keys(inventory: Inventory, entry: DomainEntry) -> frozenset[str]:
 
 def longest_gap(starts: list[datetime]) -> timedelta:
     """The longest time between two consecutive starts."""
-    return max((later - earlier for earlier, later in zip(starts, starts[1:], strict=False)), default=timedelta(0))
+    return max((later - earlier for earlier, later in pairwise(starts)), default=timedelta(0))
 
 
 def _weeks_of(start: Start, schedule: Schedule) -> set[int]:

@@ -141,7 +141,10 @@ def _sweep(inventory: Inventory) -> Wanted:
     return _deployment(
         SWEEP,
         name=inventory.name,
-        parameters={"thresholds": as_json(inventory.sweep.thresholds)},
+        parameters={
+            "thresholds": as_json(inventory.sweep.thresholds),
+            "tags": ["capstan", inventory_tag(inventory.name)],
+        },
         description=describing.sweep(inventory.sweep.interval),
         tags=tuple(sorted({"capstan", inventory_tag(inventory.name), *inventory.defaults.tags})),
         schedules={
@@ -184,7 +187,7 @@ def form_of(found: Flow[..., Any]) -> dict[str, Any]:
     A set's default comes out in an order that differs from process to process; it is sorted.
     """
     schema: dict[str, Any] = json.loads(json.dumps(parameter_schema(found).model_dump(mode="json")))
-    return _with_sorted_defaults(schema)
+    return {key: _with_sorted_defaults(value) for key, value in schema.items()}
 
 
 def as_json(model: BaseModel) -> dict[str, Any]:

@@ -91,7 +91,8 @@ class _Reader:
         for key, _ in node.value:
             name = str(key.value)
             if not isinstance(key, ScalarNode):
-                return self._refuse(key, path, "a list or mapping as a key", "a name")
+                self._refuse(key, path, "a list or mapping as a key", "a name")
+                return None
             if name in first and name != "<<":
                 given = f"{name!r} for the second time, after line {first[name]}"
                 self._refuse(key, (*path, name), given, "each key once")

@@ -22,6 +22,8 @@ app.command("capstan.cli.check:check", help="Check a trust domain on evidence re
 app.command("capstan.cli.plan:plan", help="Show what a rotation would do from here, changing nothing.")
 app.command("capstan.cli.rotate:rotate", help="Rotate the trust anchor and the issuer; run again, it goes on.")
 app.command("capstan.cli.status:status", help="Show where a rotation is and who is being waited for.")
+app.command("capstan.cli.inventory:app", name="inventory", help="Read and judge a file of trust domains.")
+app.command("capstan.cli.deploy:deploy", help="Bring a file of trust domains to Prefect: deployments and schedules.")
 app.command("capstan.cli.evidence:app", name="evidence", help="Read and verify the signed account of a rotation.")
 app.command("capstan.cli.lab:app", name="lab", help="Run the embedded lab cluster.")
 app.command("capstan.cli.demo:app", name="demo", help="Run a whole rotation on the lab, and count every handshake.")
