@@ -47,6 +47,16 @@ class App:
     ) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} here")
+        # Requests are cancelled when the server is killed: nobody is left to answer.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._answer(scope, receive, send)
+
+    async def _answer(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         query = Query(scope["query_string"])
         method, path = scope["method"], scope["path"]
