@@ -13,7 +13,6 @@ from capstan.errors import GateRefused
 from capstan.progress import watcher
 from capstan.rotation import material
 from capstan.trust.phase import Phase
-from capstan.vaults.base import ROTATION_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,12 +27,11 @@ def widen_bundle(rotation: Rotation, cluster: str) -> None:
     with audited_step(f"widen-bundle/{cluster}"):
         rotation.acted()
         watcher().step("bundle := old + new", cluster)
-        roots = rotation.old.union([rotation.new_root])
-        _note_changes(rotation, "bundle-widened", cluster, rotation.systems[cluster].ensure_bundle(roots))
+        _note_changes(rotation, "bundle-widened", cluster, rotation.systems[cluster].ensure_bundle(rotation.both))
 
 
 def narrow_bundle(rotation: Rotation, cluster: str) -> None:
-    """Make every place that declares the cluster's roots hold the new one only.
+    """Make every place that declares the cluster's roots hold only what is to stay.
 
     Raises:
         GateRefused: Somebody still presents a chain of an old root; nothing was written.
@@ -41,12 +39,11 @@ def narrow_bundle(rotation: Rotation, cluster: str) -> None:
     with audited_step(f"narrow-bundle/{cluster}"):
         rotation.acted()
         watcher().step("bundle := new", cluster)
-        only = rotation.old.union([rotation.new_root]).only([rotation.new_root.fingerprint])
-        _note_changes(rotation, "bundle-narrowed", cluster, rotation.systems[cluster].ensure_bundle(only))
+        _note_changes(rotation, "bundle-narrowed", cluster, rotation.systems[cluster].ensure_bundle(rotation.stays))
 
 
 def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
-    """Restart the control plane's parts in order, each proven live before the next.
+    """Restart the control plane's parts in order, each proven live before the next; in phase issue, what signs.
 
     Raises:
         GateRefused: Restarting now would break it. GateTimedOut: It did not come up in time; names what holds it up.
@@ -54,14 +51,20 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
     with audited_step(f"restart-control-plane/{phase.value}/{cluster}"):
         rotation.acted()
         watcher().step("restart control plane", cluster)
-        issuer = rotation.required_target().issuers[cluster].fingerprint if phase is not Phase.TRUST else None
-        report = rotation.systems[cluster].restart_control_plane(
-            _wanted_roots(rotation, phase),
-            _stamp(rotation, phase),
-            seconds=rotation.domain.policy.restart_deadline.total_seconds(),
-            issuer=issuer,
-            on_progress=_counting(),
-        )
+        system, stamp = rotation.systems[cluster], _stamp(rotation, phase)
+        seconds = rotation.domain.policy.restart_deadline.total_seconds()
+        issuer = rotation.required_target().issuers[cluster].fingerprint
+        if phase is Phase.ISSUE:
+            # No roots change here. The signers alone have to be younger than the switch, in this turn of the rotation.
+            report = system.restart_signers(stamp, seconds=seconds, issuer=issuer, on_progress=_counting())
+        else:
+            report = system.restart_control_plane(
+                _wanted_roots(rotation, phase),
+                stamp,
+                seconds=seconds,
+                issuer=None if phase is Phase.TRUST else issuer,
+                on_progress=_counting(),
+            )
         _note_restarts(rotation, cluster, phase, "control plane", report)
 
 
@@ -89,9 +92,10 @@ def back_up_issuer(rotation: Rotation, cluster: str) -> None:
     with audited_step(f"back-up-issuer/{cluster}"):
         watcher().step("back up issuer", cluster)
         purpose = f"previous-issuer/{cluster}"
-        tags = {ROTATION_TAG: rotation.id}
-        found = rotation.vault.find(tags, material.secret_name(rotation.domain.name, f"previous-issuer-{cluster}"))
-        if not found:
+        reference = material.previous_issuer(
+            rotation.vault, domain=rotation.domain.name, rotation=rotation.id, cluster=cluster
+        )
+        if reference is None:
             present = rotation.systems[cluster].read_issuer()
             if present.certificate.fingerprint == rotation.required_target().issuers[cluster].fingerprint:
                 raise GateRefused(
@@ -108,8 +112,6 @@ def back_up_issuer(rotation: Rotation, cluster: str) -> None:
                 cluster=cluster,
                 present=present,
             )
-        else:
-            reference = found[-1]
         entry = f"{reference.name}@{reference.version}"
         rotation.stores[cluster].update(
             lambda record: record.model_copy(update={"vault": {**record.vault, purpose: entry}})
@@ -120,6 +122,8 @@ def back_up_issuer(rotation: Rotation, cluster: str) -> None:
 def switch_issuer(rotation: Rotation, cluster: str) -> None:
     """Make the cluster's issuer the new one, after every live peer was seen to trust it.
 
+    On the way back the new one is the one before; where that was never replaced, there is nothing to do.
+
     Raises:
         GateRefused: A live peer or the control plane does not trust the new root; nothing was written.
     """
@@ -127,18 +131,24 @@ def switch_issuer(rotation: Rotation, cluster: str) -> None:
         rotation.acted()
         watcher().step("issuer := new", cluster)
         target = rotation.required_target()
-        issuer = material.issuer_material(rotation.vault, target.references[f"issuer/{cluster}"])
+        reference = target.references.get(f"issuer/{cluster}")
+        if reference is None:
+            return
+        issuer = material.issuer_material(rotation.vault, reference)
         _note_changes(rotation, "issuer-switched", cluster, rotation.systems[cluster].ensure_issuer(issuer))
 
 
 def _wanted_roots(rotation: Rotation, phase: Phase) -> frozenset[str]:
-    only = frozenset({rotation.new_root.fingerprint})
-    return only if phase is Phase.DISTRUST else rotation.old.fingerprints | only
+    return (rotation.stays if phase is Phase.DISTRUST else rotation.both).fingerprints
 
 
 def _stamp(rotation: Rotation, phase: Phase) -> str:
-    """Names the wanted state: a workload that carries it was restarted for it and is only waited for."""
-    return f"{rotation.domain.name}/{rotation.id}/{phase.value}/{rotation.new_root.fingerprint[:16]}"
+    """Names the wanted state: a workload that carries it was restarted for it and is only waited for.
+
+    The turn is in it because the same state may have to be reached again after the rotation was turned round.
+    """
+    turn = rotation.record().turn
+    return f"{rotation.domain.name}/{rotation.id}/{turn}/{phase.value}/{rotation.new_root.fingerprint[:16]}"
 
 
 def _counting() -> Callable[[Step], None]:

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from capstan.errors import InvalidCertificate
+from capstan.errors import GateRefused, InvalidCertificate
+from capstan.pki.bundle import Bundle
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
 from capstan.pki.verify import STRICT, verify_issuer
 from capstan.systems.base import IssuerMaterial
-from capstan.vaults.base import ROTATION_TAG, Reference, Vault
+from capstan.vaults.base import ROTATION_TAG, Reference, State, Vault
 from capstan.vaults.material import Material
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from capstan.config import RotationPolicy
-    from capstan.pki.bundle import Bundle
     from capstan.pki.inspect import Certificate
 
 _GENERATION = re.compile(r" G[1-9][0-9]*$")
@@ -30,12 +30,13 @@ _GENERATION = re.compile(r" G[1-9][0-9]*$")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a rotation goes: public certificates only.
+    """One side of a rotation: public certificates only.
 
     Attributes:
-        root: The new root.
-        issuers: Cluster name -> its new issuer.
-        references: Vault entries, by purpose (`root`, `issuer/CLUSTER`).
+        root: The new root; of what there was before, the root of the (first cluster's) issuer.
+        issuers: Cluster name -> its issuer.
+        references: Vault entries, by purpose (`root`, `issuer/CLUSTER`). Of what there was before, an issuer has one
+            only where it was ever replaced.
     """
 
     root: Certificate
@@ -118,7 +119,48 @@ def issuer_material(vault: Vault, reference: Reference) -> IssuerMaterial:
     Raises:
         NotFound, InvalidInput, Retryable: As the vault.
     """
-    return IssuerMaterial.of(vault.get(reference).minted(str(reference)))
+    kept = vault.get(reference)
+    chain = Bundle.parse(kept.certificate_pem, str(reference)).certificates
+    return IssuerMaterial.of(kept.minted(str(reference)), chain[1:])
+
+
+def minted_before(vault: Vault, *, domain: str, rotation: str, clusters: Iterable[str]) -> Target:
+    """What this rotation minted, as the vault has it; nothing is minted here.
+
+    Raises:
+        GateRefused: A part of it is not in the vault, or was destroyed.
+        Permanent, Retryable: As the vault.
+    """
+
+    def kept(purpose: str) -> tuple[Reference, Certificate]:
+        name = secret_name(domain, purpose)
+        reference = entry(vault, rotation, name)
+        if reference is None:
+            raise GateRefused(
+                "what this rotation minted cannot be read, so the way back cannot be taken or proven",
+                where=f"{name} in {vault.url}",
+                observed=f"no usable entry tagged rotation {rotation}",
+                expected="the root and the issuers that it minted",
+                next_command="use the vault that this rotation was begun with (--vault)",
+            )
+        return reference, vault.get(reference).minted(str(reference)).certificate
+
+    root_reference, root = kept("root")
+    references, issuers = {"root": root_reference}, {}
+    for cluster in clusters:
+        references[f"issuer/{cluster}"], issuers[cluster] = kept(f"issuer-{cluster}")
+    return Target(root, issuers, references)
+
+
+def previous_issuer(vault: Vault, *, domain: str, rotation: str, cluster: str) -> Reference | None:
+    """The backup of the issuer that this rotation replaced; None if there is none that can be read."""
+    return entry(vault, rotation, secret_name(domain, f"previous-issuer-{cluster}"))
+
+
+def entry(vault: Vault, rotation: str, name: str) -> Reference | None:
+    """The entry of this rotation under a name, if it can be read."""
+    found = [each for each in vault.find({ROTATION_TAG: rotation}, name) if each.state is State.ENABLED]
+    return found[-1] if found else None
 
 
 def _new_issuer(policy: IssuerPolicy, root: Minted, now: datetime) -> Material:

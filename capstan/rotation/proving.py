@@ -1,4 +1,4 @@
-"""The end: show that the old root is refused by every live proxy, and close the account."""
+"""The end: show that what was turned away from is refused by every live proxy, and close the account."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from capstan.audit import audited_step
 from capstan.errors import GateRefused, NotYet
-from capstan.pki.mint import mint_leaf
+from capstan.pki.mint import Minted, mint_leaf
 from capstan.progress import watcher
 from capstan.rotation import material
 from capstan.rotation.accounts import EVIDENCE_HEAD
 from capstan.systems.base import Verdict
-from capstan.vaults.base import ROTATION_TAG
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from capstan.cluster.record import RotationRecord
     from capstan.rotation.session import Rotation
-    from capstan.vaults.base import Reference
+    from capstan.systems.base import IssuerMaterial
 
 # Life of the leaf that is presented to show that its root is refused. It exists in memory only.
 PROBE_LIFE = timedelta(minutes=10)
@@ -25,22 +27,24 @@ PROBE_LIFE = timedelta(minutes=10)
 def prove_refusal(rotation: Rotation) -> None:
     """Present a leaf of the old issuer, and one of the new, to every live proxy: the first is refused, the second not.
 
+    On the way back the rotation's new root is the old one, here as everywhere.
+
     Raises:
-        GateRefused: A proxy still accepts the old root, or refuses the new one.
+        GateRefused: A proxy still accepts the root that has gone, or refuses the one that stays.
         NotYet: A proxy gave no answer; that is never proof of a refusal.
     """
     with audited_step("prove-refusal"):
         for cluster, system in rotation.systems.items():
-            watcher().step("prove that the old root is refused", cluster)
-            previous = _previous_issuer(rotation, cluster)
+            gone, stays = ("old", "new") if rotation.direction == "forward" else ("new", "old")
+            watcher().step(f"prove that the {gone} root is refused", cluster)
             wrong: list[str] = []
             silent: list[str] = []
             asked = 0
-            for which, reference, wanted in (
-                ("old", previous, Verdict.REFUSED),
-                ("new", rotation.required_target().references[f"issuer/{cluster}"], Verdict.ACCEPTED),
+            for which, own, wanted in (
+                (gone, _issuer_gone(rotation, cluster), Verdict.REFUSED),
+                (stays, _issuer_that_stays(rotation, cluster), Verdict.ACCEPTED),
             ):
-                issuer = rotation.vault.get(reference).minted(str(reference))
+                issuer = Minted(own.certificate, own.key)
                 remaining = issuer.certificate.not_after - rotation.now()
                 leaf = mint_leaf(
                     issuer,
@@ -48,7 +52,7 @@ def prove_refusal(rotation: Rotation) -> None:
                     rotation.now(),
                     validity=min(PROBE_LIFE, remaining),
                 )
-                chain = f"{leaf.certificate.pem()}\n{issuer.certificate.pem()}\n".encode("ascii")
+                chain = f"{leaf.certificate.pem()}\n{own.chain_pem()}\n".encode("ascii")
                 report = system.probe(chain, leaf.key)
                 asked = len(report.probes)
                 silent += [f"{p.peer}: {p.detail}" for p in report.of(Verdict.NO_ANSWER)]
@@ -64,7 +68,7 @@ def prove_refusal(rotation: Rotation) -> None:
                     f"{len(wrong)} proxies judge the roots wrongly",
                     where=f"cluster {cluster}",
                     observed="; ".join(wrong[:10]),
-                    expected="each refuses the old root's leaf and accepts the new root's",
+                    expected=f"each refuses the {gone} root's leaf and accepts the {stays} root's",
                     next_command="capstan check",
                 )
             if silent or not asked:
@@ -82,35 +86,51 @@ def finish(rotation: Rotation) -> None:
     """Close the account, then the record."""
     with audited_step("finish"):
         watcher().step("finish")
-        rotation.evidence.finish(
-            "completed",
-            {"root": rotation.new_root.fingerprint, "retired": sorted(rotation.old.fingerprints)},
-        )
+        outcome = "completed" if rotation.direction == "forward" else "rolled back"
+        rotation.evidence.finish(outcome, _end(rotation))
         head, at = rotation.evidence.head, rotation.now()
-        rotation.remember(
-            lambda record: (
-                record
-                if record.finished
-                else record.model_copy(
-                    update={
-                        "finished": at,
-                        "outcome": "completed",
-                        "notes": {**record.notes, EVIDENCE_HEAD: head},
-                    }
-                )
-            )
-        )
+
+        def closed(record: RotationRecord) -> RotationRecord:
+            if record.finished:
+                return record
+            notes = {**record.notes, EVIDENCE_HEAD: head}
+            return record.model_copy(update={"finished": at, "outcome": outcome, "notes": notes})
+
+        rotation.remember(closed)
 
 
-def _previous_issuer(rotation: Rotation, cluster: str) -> Reference:
-    name = material.secret_name(rotation.domain.name, f"previous-issuer-{cluster}")
-    found = rotation.vault.find({ROTATION_TAG: rotation.id}, name)
-    if not found:
+def _end(rotation: Rotation) -> dict[str, Any]:
+    """What the account's last entry says of the roots."""
+    if rotation.direction == "forward":
+        return {"root": rotation.new_root.fingerprint, "retired": sorted(rotation.old.fingerprints)}
+    body: dict[str, Any] = {"roots": sorted(rotation.stays.fingerprints)}
+    if rotation.retired is not None:
+        # It stays in the vault under its rotation's tag, where no other rotation ever looks for its own.
+        minted = {purpose: f"{ref.name}@{ref.version}" for purpose, ref in rotation.retired.references.items()}
+        body["discarded"] = {"root": rotation.retired.root.fingerprint, "vault": minted}
+    return body
+
+
+def _issuer_gone(rotation: Rotation, cluster: str) -> IssuerMaterial:
+    """The issuer of the root that was turned away from."""
+    if rotation.retired is not None:
+        return material.issuer_material(rotation.vault, rotation.retired.references[f"issuer/{cluster}"])
+    domain = rotation.domain.name
+    reference = material.previous_issuer(rotation.vault, domain=domain, rotation=rotation.id, cluster=cluster)
+    if reference is None:
         raise GateRefused(
             "the old root's refusal cannot be proven: the previous issuer is not in the vault",
-            where=f"{name} in {rotation.vault.url}",
-            observed="no entry of this rotation",
+            where=f"previous issuer of cluster {cluster} in {rotation.vault.url}",
+            observed="no usable entry of this rotation",
             expected="the backup made before the issuer was switched",
             next_command="use the vault that this rotation was begun with (--vault)",
         )
-    return found[-1]
+    return material.issuer_material(rotation.vault, reference)
+
+
+def _issuer_that_stays(rotation: Rotation, cluster: str) -> IssuerMaterial:
+    """The issuer that the cluster has in the end; from the cluster itself where the rotation never replaced it."""
+    reference = rotation.required_target().references.get(f"issuer/{cluster}")
+    if reference is None:
+        return rotation.systems[cluster].read_issuer()
+    return material.issuer_material(rotation.vault, reference)

@@ -1,0 +1,54 @@
+"""Which file the account of a rotation is in: the first, or a further one if it was rolled back after its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from capstan.evidence import Continues, Evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from pathlib import Path
+
+    from capstan.cluster.record import RotationRecord
+    from capstan.config import TrustDomain
+    from capstan.evidence import Signer
+
+# Names of notes in the rotation record.
+EVIDENCE_HEAD: Final = "evidence-head"  # SHA-256 of the account's last line, as of the last phase left
+_PART: Final = "evidence-part"  # number of the account that is being written; absent means 1
+_BEFORE: Final = "evidence-before"  # head of the complete account before it
+
+
+def account_path(domain: TrustDomain, rotation: str, part: int = 1) -> Path:
+    """Where an account of a rotation is kept; `part` counts from 1."""
+    number = "" if part == 1 else f".{part}"
+    return domain.home_path() / "evidence" / f"{domain.name}-{rotation}{number}.jsonl"
+
+
+def open_account(
+    domain: TrustDomain, record: RotationRecord, signer: Signer, clock: Callable[[], datetime]
+) -> Evidence:
+    """The account that the record says is being written (or was, if it is complete).
+
+    Raises:
+        As `Evidence.open`.
+    """
+    part = _part(record)
+    continues = None
+    if part > 1:
+        before = account_path(domain, record.rotation_id, part - 1)
+        continues = Continues(before.name, record.notes[_BEFORE])
+    return Evidence.open(
+        account_path(domain, record.rotation_id, part), signer, record.rotation_id, continues=continues, clock=clock
+    )
+
+
+def reopened(record: RotationRecord) -> dict[str, str]:
+    """The notes of a finished record with which it goes on, in a further account."""
+    return {**record.notes, _PART: str(_part(record) + 1), _BEFORE: record.notes[EVIDENCE_HEAD]}
+
+
+def _part(record: RotationRecord) -> int:
+    return int(record.notes.get(_PART, "1"))

@@ -1,0 +1,274 @@
+"""Turning a rotation round: back to what there was, and forward again.
+
+The record says which way a rotation goes (`direction`) and which turn it is (`turn`); both change here only, under the
+Lease. A turn takes back every approval and deadline of the turn before. Nothing in the mesh changes by it: the steps
+observe, and the same order leads back from wherever they find the domain (`capstan.trust.explore` proves it).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from capstan.audit import audited_step
+from capstan.cluster.record import RecordStore
+from capstan.errors import GateRefused, InvalidInput, NotFound, VerificationFailed
+from capstan.evidence import signer_from_vault
+from capstan.pki.verify import verify_issuer
+from capstan.progress import watcher
+from capstan.rotation import material
+from capstan.rotation.accounts import open_account, reopened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from capstan.cluster.record import Claim, RotationRecord
+    from capstan.config import TrustDomain
+    from capstan.pki.bundle import Bundle
+    from capstan.pki.inspect import Certificate
+    from capstan.rotation.material import Target
+    from capstan.rotation.session import Direction, Rotation
+    from capstan.systems.base import TrustSystem
+    from capstan.trust.observation import Fingerprint, Observation
+    from capstan.trust.phase import Goal
+    from capstan.vaults.base import Reference, Vault
+
+ROLLED_BACK = "rolled back"
+
+
+def aims(record: RotationRecord) -> tuple[frozenset[Fingerprint], Goal]:
+    """(roots to go, roots to stay) of a rotation, for its plan; nothing is to go back from where nothing was minted."""
+    if record.direction == "forward":
+        return record.old, record.new or None
+    return frozenset({record.new} if record.new else ()), record.old
+
+
+def require_rotation(domain: TrustDomain, rotation: str | None) -> RotationRecord:
+    """The rotation that can be rolled back: the one under way, else the last one. Reads only, under no lock.
+
+    Args:
+        rotation: The id it must have; None takes whichever there is.
+
+    Raises:
+        NotFound: There never was one, or it has another id.
+        CapstanError: A cluster cannot be read.
+    """
+    from capstan.systems.opening import open_systems
+
+    clusters, _ = open_systems(domain)
+    try:
+        stores = [RecordStore(cluster, domain.name) for cluster in clusters.values()]
+        records = [record for store in stores if (record := store.load()) is not None]
+    finally:
+        for cluster in clusters.values():
+            cluster.close()
+    last = max(records, key=lambda record: (record.finished is None, record.started, record.turn), default=None)
+    if last is None or (rotation is not None and last.rotation_id != rotation):
+        raise NotFound(
+            "there is no such rotation to roll back",
+            where=stores[0].where,
+            observed=f"rotation {last.rotation_id}" if last else "no rotation was ever begun here",
+            expected=f"rotation {rotation}" if rotation else "a rotation",
+            next_command="capstan status",
+        )
+    return last
+
+
+def face_forward(rotation: Rotation, *, again: bool = False) -> None:
+    """Make sure that the rotation goes to its new root; to be called before any other step of the way there.
+
+    Args:
+        again: Turn a rotation that is on its way back, as a new turn: everything is asked for anew.
+
+    Raises:
+        InvalidInput: It was rolled back to its end, or is on its way back and nobody said to turn it again.
+    """
+    with audited_step("face-forward"):
+        record = _settled(rotation)
+        if record.finished and record.outcome == ROLLED_BACK:
+            raise InvalidInput(
+                "this rotation was rolled back and is over",
+                where=f"rotation {rotation.id}",
+                observed=f"{record.outcome} at {record.finished:%Y-%m-%d %H:%M:%S} UTC",
+                expected="a rotation that goes on; the root it had minted is never used again",
+                next_command=f"capstan rotate --domain {rotation.domain.name} --rotation {rotation.id}-again",
+            )
+        if record.direction == "back" and not again:
+            raise InvalidInput(
+                "this rotation is being rolled back",
+                where=f"rotation {rotation.id}",
+                observed=f"turn {record.turn}, back to the old roots",
+                expected="a rotation that goes forward, or the word to turn it again",
+                next_command=f"go on back: capstan rollback --rotation {rotation.id}; "
+                f"or turn it forward again: capstan rotate --rotation {rotation.id} --forward",
+            )
+        rotation.direction, rotation.target, rotation.retired = "forward", None, None
+        if record.direction == "back":
+            record = _turn(rotation, "forward")
+        _account_for(rotation, record)
+
+
+def recall(rotation: Rotation) -> None:
+    """Look back in this run: what the rotation minted, and what there was before it, with proof that it can be had.
+
+    Nothing is changed, the record's direction included.
+
+    Raises:
+        GateRefused: The way back is closed; says by what, and what remains.
+        Permanent, Retryable: As the vault and the clusters.
+    """
+    with audited_step("recall"):
+        record = _settled(rotation)
+        rotation.direction = "back"
+        if not record.new:
+            return  # it minted nothing that it knew of, so nothing of it can be in a cluster
+        watcher().step("recall what there was before", rotation.vault.url)
+        rotation.retired = material.minted_before(
+            rotation.vault, domain=rotation.domain.name, rotation=rotation.id, clusters=rotation.systems
+        )
+        rotation.target = before(
+            rotation.vault,
+            rotation.systems.values(),
+            rotation.observe(),
+            domain=rotation.domain.name,
+            rotation=rotation.id,
+            original=rotation.original,
+            now=rotation.now(),
+        )
+        rotation.acted()  # the issuers just recalled are to be recognised
+
+
+def turn_back(rotation: Rotation, claim: Claim | None = None) -> None:
+    """Turn the rotation in the record, unless it is turned; a finished one is opened again, with a further account.
+
+    Args:
+        claim: Whose it is from now on, where a finished one belonged to nobody.
+
+    Raises:
+        InvalidInput: Called before `recall`.
+    """
+    with audited_step("turn-back"):
+        if rotation.direction != "back":
+            raise InvalidInput("nobody has looked back yet", where=f"rotation {rotation.id}", next_command="recall")
+        record = _settled(rotation)
+        if record.direction != "back":
+            record = _turn(rotation, "back", claim)
+        if record.finished is None:
+            _account_for(rotation, record)
+
+
+def before(
+    vault: Vault,
+    systems: Iterable[TrustSystem],
+    seen: Observation,
+    *,
+    domain: str,
+    rotation: str,
+    original: Bundle,
+    now: datetime,
+) -> Target:
+    """What a rotation found when it began: the issuers to go back to, and the root of the first.
+
+    An issuer that was replaced comes from its backup, and has to be good today. One that chains to an old root as it is
+    was never replaced (or somebody has put it there since): it is left alone.
+
+    Raises:
+        GateRefused: An issuer was replaced, and the one before it is gone, has expired, or chains to none of the roots.
+    """
+    issuers: dict[str, Certificate] = {}
+    references: dict[str, Reference] = {}
+    roots: list[Certificate] = []
+    observed = {cluster.name: cluster.issuer for cluster in seen.clusters}
+    for system in systems:
+        name = system.cluster_name
+        present = observed[name]
+        reference = material.previous_issuer(vault, domain=domain, rotation=rotation, cluster=name)
+        # The backup is taken where it is the present issuer, too: a switch back may have died half-way.
+        if (
+            present is not None
+            and present.anchors & original.fingerprints
+            and (reference is None or reference.fingerprint != present.fingerprint)
+        ):
+            issuers[name] = system.certificates()[present.fingerprint]
+            roots += [root for root in original if root.fingerprint in present.anchors][:1]
+        elif reference is not None:
+            issuer, root = _good_today(vault, reference, name, original, now)
+            issuers[name], references[f"issuer/{name}"] = issuer, reference
+            roots.append(root)
+        else:
+            raise _closed(
+                "the issuer before the rotation is not in the vault any more",
+                where=f"cluster {name}, vault {vault.url}",
+                observed=f"no usable backup tagged rotation {rotation}, and the present issuer is "
+                + (present.fingerprint[:16] if present else "not readable"),
+                expected="the backup made before the issuer was switched",
+            )
+    return material.Target(roots[0], issuers, references)
+
+
+def _good_today(
+    vault: Vault, reference: Reference, cluster: str, original: Bundle, now: datetime
+) -> tuple[Certificate, Certificate]:
+    """The previous issuer and its root, if leaves could be signed by it now."""
+    kept = material.issuer_material(vault, reference)
+    try:
+        return kept.certificate, verify_issuer(kept.certificate, original, now, kept.chain[1:]).anchor
+    except VerificationFailed as error:
+        raise _closed(
+            "the issuer before the rotation is no good any more",
+            where=f"cluster {cluster}, {reference}",
+            observed=f"valid until {kept.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC; {error.what}: {error.observed}",
+            expected="an issuer that verifies today against a root that was trusted before the rotation",
+        ) from error
+
+
+def _closed(why: str, *, where: str, observed: str, expected: str) -> GateRefused:
+    return GateRefused(
+        f"there is no way back: {why}",
+        where=where,
+        observed=observed,
+        expected=expected,
+        next_command="go on forward: finish this rotation with `capstan rotate`; a new one then gives other roots",
+    )
+
+
+def _settled(rotation: Rotation) -> RotationRecord:
+    """The record, after a turn that died between two clusters was written into all of them."""
+    first = rotation.record()
+    records = [(store, record) for store in rotation.stores.values() if (record := store.load()) is not None]
+    last = max((record for _, record in records), key=lambda record: record.turn)
+    fields = ("direction", "turn", "asked", "deadlines", "finished", "outcome", "notes", "claim")
+    for store, record in records:
+        if record.turn != last.turn:
+            store.update(lambda behind: behind.model_copy(update={name: getattr(last, name) for name in fields}))
+    if first.turn != last.turn:
+        _reopen_account(rotation, last)
+    return last
+
+
+def _turn(rotation: Rotation, direction: Direction, claim: Claim | None = None) -> RotationRecord:
+    watcher().note(f"rotation {rotation.id} turns {direction}")
+
+    def turned(record: RotationRecord) -> RotationRecord:
+        if record.direction == direction:
+            return record
+        update = {"direction": direction, "turn": record.turn + 1, "asked": {}, "deadlines": {}}
+        if record.finished:
+            update |= {"finished": None, "outcome": "", "notes": reopened(record), "claim": claim}
+        return record.model_copy(update=update)
+
+    rotation.remember(turned)
+    record = rotation.record()
+    _reopen_account(rotation, record)
+    return record
+
+
+def _reopen_account(rotation: Rotation, record: RotationRecord) -> None:
+    rotation.evidence = open_account(rotation.domain, record, signer_from_vault(rotation.vault), rotation.now)
+
+
+def _account_for(rotation: Rotation, record: RotationRecord) -> None:
+    """Note the turn in the account, unless it is there: a run may have died between the record and the account."""
+    if record.turn == 1 or any(e.kind == "turned" and e.body["turn"] == record.turn for e in rotation.evidence.entries):
+        return
+    rotation.note("turned", {"turn": record.turn, "direction": record.direction})
