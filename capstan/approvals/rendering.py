@@ -125,10 +125,17 @@ def some(names: Sequence[str]) -> list[str]:
     return [*names[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
 
 
+def flat(text: str) -> str:
+    """One line without anything that steers a terminal or turns the reading direction.
+
+    Names come from certificates and clusters and may hold whatever somebody put there.
+    """
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
 def escaped(text: str) -> str:
-    """Text as it is, in markdown: names come from certificates and clusters and may hold anything."""
-    flat = " ".join(text.split())
-    return "".join("\\" + c if c in "\\`*_{}[]<>#|~!" else c for c in flat)
+    """One line of text as it is, in markdown."""
+    return "".join("\\" + c if c in "\\`*_{}[]<>#|~!" else c for c in flat(text))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -149,13 +156,13 @@ def _end(root: Anchor) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_long_words=True) or [""]
+    return textwrap.wrap(flat(text), WIDTH) or [""]
 
 
 def _field(label: str, text: str, width: int = _LABEL) -> list[str]:
     indent = " " * (width + 2)
     first = f"  {label:<{width - 1}} " if len(label) < width else f"  {label} "
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent) or [first.rstrip()]
+    return textwrap.wrap(flat(text), WIDTH, initial_indent=first, subsequent_indent=indent) or [first.rstrip()]
 
 
 def _fields(label: str, texts: Sequence[str]) -> list[str]:

@@ -101,7 +101,7 @@ def proposed(
         meaning=_MEANING[gate],
         clusters=tuple(sorted(cluster.name for cluster in seen.clusters)),
         leaving=_anchors(sorted(plan.old), certificates),
-        staying=_anchors([plan.new] if plan.new else [], certificates),
+        staying=_anchors(sorted(plan.stays), certificates),
         plan=plan.digest(),
         steps=steps,
         workloads=_workloads(plan, steps),
@@ -166,7 +166,7 @@ def _evidence(plan: Plan, gate: Gate, seen: Observation, now: datetime) -> Evide
     if gate == "roll-back":
         sentences: tuple[str, ...] = (f"the domain is in phase {plan.phase.value} of the way back",)
     else:
-        sentences = may_enter(Phase(gate), seen, plan.old, plan.new, now).evidence
+        sentences = may_enter(Phase(gate), seen, plan.old, plan.stays or None, now).evidence
     return Evidence(
         at=seen.taken_at,
         sentences=(*sentences, str(plan.verdict)),
@@ -178,6 +178,6 @@ def _evidence(plan: Plan, gate: Gate, seen: Observation, now: datetime) -> Evide
 def _duration(value: timedelta) -> str:
     seconds = round(value.total_seconds())
     for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size or (seconds >= size and seconds % size == 0):
+        if seconds >= 2 * size:
             return f"{seconds / size:.3g} {name}"
     return f"{seconds} s"
