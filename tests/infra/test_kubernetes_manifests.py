@@ -244,3 +244,13 @@ def test_images_are_of_the_versions_that_the_lock_file_holds() -> None:
     assert image == f"docker.io/prefecthq/prefect:{locked['prefect']['version']}-python3.11-kubernetes"
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert TEMPLATE["variables"]["properties"]["image"]["default"] == f"capstan:{version}"
+
+
+def test_the_confined_rotator_may_write_what_a_restart_writes() -> None:
+    from capstan.cluster.restart import RESTARTED_AT, STAMP
+
+    policy = named("ValidatingAdmissionPolicy")["/capstan-rotator-only-restarts"]["spec"]
+    (permitting,) = [
+        rule["expression"] for rule in policy["validations"] if "variables.after.all" in rule["expression"]
+    ]
+    assert f"['{STAMP}', '{RESTARTED_AT}']" in permitting
