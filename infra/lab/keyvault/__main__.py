@@ -32,8 +32,8 @@ async def serve(directory: Path, port: int) -> None:
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m infra.lab.keyvault", description=__doc__)
-    parser.add_argument("--dir", type=Path, required=True, help="directory for certificates and vault.json")
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; default: a free one")
+    parser.add_argument("--dir", type=Path, required=True, help="directory for certificates, state and vault.json")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; default: as before, else a free one")
     arguments = parser.parse_args()
     asyncio.run(serve(arguments.dir.absolute(), arguments.port))
 

@@ -35,10 +35,17 @@ class Api:
         tokens: Bearer tokens that are accepted; the managed-identity endpoint adds to them.
         identity_header: What a caller of that endpoint must show in X-IDENTITY-HEADER.
         clock: Seconds since the epoch.
+        changed: Called after each change, before it is answered.
     """
 
     def __init__(
-        self, store: Store, faults: Faults, tokens: set[str], identity_header: str, clock: Callable[[], float]
+        self,
+        store: Store,
+        faults: Faults,
+        tokens: set[str],
+        identity_header: str,
+        clock: Callable[[], float],
+        changed: Callable[[], None],
     ) -> None:
         self.store = store
         self.faults = faults
@@ -46,6 +53,7 @@ class Api:
         self.url = ""  # known once the port is
         self._identity_header = identity_header
         self._clock = clock
+        self._changed = changed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -71,6 +79,8 @@ class Api:
             spoiled = fault is not None and fault.effect != "delay"
             if not spoiled or (fault and fault.after_commit):
                 status, answer = 200, self._answer(operation, path, query, headers, _json(body))
+                if operation not in _READS:
+                    self._changed()
                 if operation == "purge":
                     status = 204
             if fault and spoiled:
@@ -215,6 +225,7 @@ _OPERATIONS = {
     ("DELETE", "deletedsecrets", 2): "purge",
     ("GET", "identity", 1): "token",
 }
+_READS = {"get", "list", "versions", "get-deleted", "list-deleted", "backup"}
 _SUFFIXES = {("GET", "versions"): "versions", ("POST", "backup"): "backup", ("POST", "recover"): "recover"}
 
 

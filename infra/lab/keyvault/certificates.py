@@ -17,8 +17,18 @@ if TYPE_CHECKING:
 
 
 def write_certificates(directory: Path, host: str) -> tuple[Path, Path, Path]:
-    """Make a CA and a certificate for the address `host`; return the files of CA, server chain and server key."""
+    """Make a CA and a certificate for the address `host`; return the files of CA, server chain and server key.
+
+    Those that are there and good for another day are kept: clients of an earlier process trust them.
+    """
+    files = directory / "ca.crt", directory / "server.crt", directory / "server.key"
     now = datetime.datetime.now(datetime.UTC)
+    if files[1].exists():
+        present = x509.load_pem_x509_certificate(files[1].read_bytes())
+        names = present.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        fits = ipaddress.ip_address(host) in names.get_values_for_type(x509.IPAddress)
+        if fits and present.not_valid_after_utc > now + datetime.timedelta(days=1):
+            return files
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lab key vault CA")])
     ca = _signed(ca_name, ca_name, ca_key, ca_key, now, [(x509.BasicConstraints(ca=True, path_length=0), True)])
@@ -33,11 +43,11 @@ def write_certificates(directory: Path, host: str) -> tuple[Path, Path, Path]:
             (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
         ],
     )
-    files = directory / "ca.crt", directory / "server.crt", directory / "server.key"
-    files[0].write_bytes(ca.public_bytes(Encoding.PEM))
-    files[1].write_bytes(server.public_bytes(Encoding.PEM))
+    # The certificate last: whoever is killed before has made nothing that would be kept.
     files[2].touch(mode=0o600)
     files[2].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    files[0].write_bytes(ca.public_bytes(Encoding.PEM))
+    files[1].write_bytes(server.public_bytes(Encoding.PEM))
     return files
 
 

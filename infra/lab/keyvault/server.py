@@ -14,6 +14,7 @@ import uvicorn
 from infra.lab.keyvault.api import Api
 from infra.lab.keyvault.certificates import write_certificates
 from infra.lab.keyvault.faults import Faults
+from infra.lab.keyvault.persistence import State, load, save
 from infra.lab.keyvault.store import Store
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ class _Server(uvicorn.Server):
 class KeyVault:
     """A vault: `await start()`, then `.url` works until `await stop()`.
 
+    Killed at any time and started again in the same directory it is the same vault, with every change it has answered.
+
     Args:
-        directory: For its certificates and `vault.json`; made if absent.
+        directory: For its certificates, `vault.json` and state; made if absent.
         host: Loopback address.
-        port: 0 picks a free one.
+        port: 0 takes the one it had in this directory before, else a free one.
         faults: What goes wrong; can be added to while it runs.
         clock: Seconds since the epoch.
         lag: Seconds that deletion and recovery take to show.
@@ -50,12 +53,13 @@ class KeyVault:
         lag: float = 0.3,
     ) -> None:
         self.faults = faults or Faults()
-        self.store = Store(clock, lag)
-        self.identity_header = secrets.token_urlsafe(32)
-        self._api = Api(self.store, self.faults, set(), self.identity_header, clock)
         self._directory = directory
+        known = load(self._state_file)
+        self.store = Store(clock, lag, known.secrets, known.backup_key)
+        self.identity_header = known.identity_header or secrets.token_urlsafe(32)
+        self._api = Api(self.store, self.faults, known.tokens, self.identity_header, clock, self._save)
         self._host = host
-        self._port = port
+        self._port = port or known.port
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
         self.ca_file = directory / "ca.crt"
@@ -82,6 +86,7 @@ class KeyVault:
     def accept_token(self, token: str) -> None:
         """Let this bearer token in, besides those the identity endpoint hands out."""
         self._api.tokens.add(token)
+        self._save()
 
     async def start(self) -> None:
         """Serve; returns once the port is open and DIR/vault.json is written."""
@@ -108,8 +113,9 @@ class KeyVault:
                 msg = f"the vault could not be served on {self._host}:{self._port}"
                 raise RuntimeError(msg)
             await asyncio.sleep(0.01)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self._api.url = f"https://{self._host}:{port}"
+        self._port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._api.url = f"https://{self._host}:{self._port}"
+        self._save()
         self._announce()
 
     async def stop(self) -> None:
@@ -120,6 +126,14 @@ class KeyVault:
                 if connection.transport is not None:
                     connection.transport.abort()
             await self._task
+
+    @property
+    def _state_file(self) -> Path:
+        return self._directory / "state.json"
+
+    def _save(self) -> None:
+        api, store = self._api, self.store
+        save(self._state_file, State(self._port, self.identity_header, api.tokens, store.backup_key, store.secrets))
 
     def _announce(self) -> None:
         """Write DIR/vault.json, in one piece; it holds the identity's secret, so only the owner may read it."""

@@ -85,13 +85,18 @@ class Store:
     Args:
         clock: Seconds since the epoch.
         lag: Seconds that a deletion or recovery takes to show.
+        known: Secrets it has from before.
+        backup_key: With which it seals backups (Fernet); default: a new one.
     """
 
-    def __init__(self, clock: Callable[[], float], lag: float) -> None:
-        self.secrets: dict[str, Secret] = {}
+    def __init__(
+        self, clock: Callable[[], float], lag: float, known: dict[str, Secret] | None = None, backup_key: str = ""
+    ) -> None:
+        self.secrets: dict[str, Secret] = known or {}
+        self.backup_key = backup_key or Fernet.generate_key().decode()
         self._clock = clock
         self._lag = lag
-        self._backup = Fernet(Fernet.generate_key())
+        self._backup = Fernet(self.backup_key)
 
     def set(self, name: str, body: dict[str, Any]) -> tuple[Secret, Version]:
         """A new version (never compared with the last: setting twice makes two)."""
