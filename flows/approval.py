@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 from uuid import uuid4
 
@@ -33,26 +34,32 @@ def approved(rotation: Rotation, phase: Phase) -> None:
     """
     if phase.value not in rotation.domain.policy.approvals:
         return
-    plan = rotation.plan(rotation.recent())
-    _approved(rotation, propose(rotation, plan, _GATES[phase]), entered=plan.entered(phase))
+
+    def proposed() -> tuple[Proposal, bool]:
+        plan = rotation.plan(rotation.recent())
+        return propose(rotation, plan, _GATES[phase]), plan.entered(phase)
+
+    _approved(rotation, proposed)
 
 
-def way_back_approved(rotation: Rotation, plan: Plan) -> None:
+def way_back_approved(rotation: Rotation, plan: Callable[[], Plan]) -> None:
     """Return when the way back may begin.
 
     Args:
-        plan: The way back, from the domain as it is now.
+        plan: Plans the way back from the domain as it is now.
 
     Raises:
         As `approved`.
     """
-    _approved(rotation, propose(rotation, plan, ROLL_BACK), entered=False)
+    _approved(rotation, lambda: (propose(rotation, plan(), ROLL_BACK), False))
 
 
-def _approved(rotation: Rotation, proposal: Proposal, *, entered: bool) -> None:
-    gate = proposal.gate
+def _approved(rotation: Rotation, proposed: Callable[[], tuple[Proposal, bool]]) -> None:
     policy = approver_policy(rotation.domain)
     while True:
+        # Proposed anew after each answer: the cluster may have moved on while somebody was thinking.
+        proposal, entered = proposed()
+        gate = proposal.gate
         record = rotation.record()
         found = _found(record, proposal, policy, entered=entered)
         if found is not None and found.state == "approved":
@@ -71,6 +78,7 @@ def _approved(rotation: Rotation, proposal: Proposal, *, entered: bool) -> None:
                 approvers=policy.names, answered=asked.answered,
             )  # fmt: skip
             _keep(rotation, request, approver()(request))
+            rotation.acted()
 
 
 def _found(record: RotationRecord, proposal: Proposal, policy: ApproverPolicy, *, entered: bool) -> Tally | None:
