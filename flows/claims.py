@@ -6,12 +6,20 @@ from datetime import datetime
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, State
 from prefect.utilities.urls import url_for
 
-from capstan.cluster.record import Claim
+from capstan.cluster.record import Claim, RotationRecord
 from flows.durable import deployed
+from flows.errors import prefect_errors
+
+ROTATION_FLOW = "linkerd-trust-anchor"
+"""Name of the flow whose waiting runs a roll-back ends."""
+
+_NOT_AT_WORK = frozenset({StateType.SCHEDULED, StateType.PENDING, StateType.PAUSED})
 
 
 class FlowRunClaimant:
@@ -34,3 +42,29 @@ class FlowRunClaimant:
         except (ObjectNotFound, ValueError):
             return None
         return None if state is None else state.is_final()
+
+
+def cancel_waiting_run(record: RotationRecord) -> None:
+    """End the run that has claimed the rotation, if it is a rotation's run that is not at work just now.
+
+    It waits, or is suspended, or is about to go on; nothing is lost by ending it, for the rotation is in the cluster. A
+    run that is at work holds the Lease and is left alone, and so is another roll-back.
+
+    Raises:
+        CapstanError: As `flows.errors.prefect_errors`.
+    """
+    claim = record.claim
+    context = FlowRunContext.get()
+    own = context.flow_run.id if context is not None and context.flow_run is not None else None
+    if claim is None or record.finished is not None or claim.run == str(own):
+        return
+    with prefect_errors(f"cancel flow run {claim.name}"), get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(UUID(claim.run))
+            flow = client.read_flow(run.flow_id)
+        except (ObjectNotFound, ValueError):
+            return  # another server's: whoever opens the rotation says so
+        if flow.name != ROTATION_FLOW or run.state is None or run.state.type not in _NOT_AT_WORK:
+            return
+        cancelled: State[None] = Cancelled(message=f"flow run {own} rolls the rotation back")
+        client.set_flow_run_state(run.id, cancelled, force=True)

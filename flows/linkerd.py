@@ -9,9 +9,14 @@ from __future__ import annotations
 from prefect import flow
 
 from capstan.config import TrustDomain
+from capstan.errors import ApprovalRejected
 from capstan.rotation import Outcome, Rotation
+from capstan.rotation.looking_back import look_back
+from capstan.rotation.turning import REJECTED, rejected
 from capstan.trust.phase import Phase
 from flows.approval import approved
+from flows.claims import cancel_waiting_run
+from flows.rolling_back import back, roll_back_when_approved
 from flows.running import running
 from flows.waiting import await_convergence, await_gate
 from tasks import steps
@@ -24,7 +29,9 @@ from tasks import steps
     persist_result=False,
     log_prints=False,
 )
-def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None, take_over: bool = False) -> Outcome:
+def rotate_trust_anchor(
+    domain: TrustDomain, rotation: str | None = None, take_over: bool = False, forward: bool = False
+) -> Outcome:
     """Rotate the trust anchor and the issuer of one trust domain.
 
     Killed anywhere and run again, it goes on from where the certificates say it is.
@@ -33,15 +40,51 @@ def rotate_trust_anchor(domain: TrustDomain, rotation: str | None = None, take_o
         domain: The trust domain: its clusters, control plane, vault and policy.
         rotation: Id of this rotation; an unfinished one is gone on with, else a new one is named after today.
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+        forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
     """
     with running(domain, rotation, take_over=take_over) as opened:
-        prepare(opened)
-        if steps.locate(opened).number <= Phase.TRUST.number:
-            trust(opened)
-        if steps.pending(opened, Phase.ISSUE):
-            issue(opened)
-        distrust(opened)
-        steps.finish(opened)
+        if rejected(opened.record()) and not forward:
+            back(opened)
+            return opened.outcome()
+        try:
+            steps.face_forward(opened, again=forward)
+            prepare(opened)
+            if steps.locate(opened).number <= Phase.TRUST.number:
+                trust(opened)
+            if steps.pending(opened, Phase.ISSUE):
+                issue(opened)
+            distrust(opened)
+            steps.finish(opened)
+        except ApprovalRejected:
+            if domain.policy.on_reject == "stop":
+                raise
+            back(opened, REJECTED)
+        return opened.outcome()
+
+
+@flow(
+    name="linkerd-roll-back",
+    flow_run_name="{domain.name}: roll back",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool = False) -> Outcome:
+    """Take a rotation back to the roots and issuers there were before it, from whatever phase it is in.
+
+    It is asked for once, with the whole way back shown. A rotation that is complete can be taken back as long as the
+    previous issuer is in the vault and has not expired. A run of the rotation that waits, or is suspended for an
+    approval, is cancelled; one that is at work has to be cancelled first.
+
+    Args:
+        domain: The trust domain: its clusters, control plane, vault and policy.
+        rotation: Id of the rotation; by default the one under way, else the last one.
+        take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+    """
+    found = look_back(domain, rotation).record  # before anything is stopped: is there a way back?
+    cancel_waiting_run(found)
+    with running(domain, found.rotation_id, take_over=take_over) as opened:
+        roll_back_when_approved(opened)
         return opened.outcome()
 
 

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from capstan.errors import Retryable
-from capstan.rotation import Rotation, changing, preparing, proving, waiting
+from capstan.rotation import Rotation, changing, preparing, proving, turning, waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +48,10 @@ def _step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 locate = _step("locate the phase")(Rotation.locate)
 pending = _step("what is left of the phase")(Rotation.pending)
+
+face_forward = _step("face forward")(turning.face_forward)
+recall = _step("recall what there was before")(turning.recall)
+turn_back = _step("turn back")(turning.turn_back)
 
 preflight = _step("preflight checks")(preparing.preflight)
 mint = _step("mint root and issuers into the vault")(preparing.mint)

@@ -7,11 +7,10 @@ observe, and the same order leads back from wherever they find the domain (`caps
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capstan.audit import audited_step
-from capstan.cluster.record import RecordStore
-from capstan.errors import GateRefused, InvalidInput, NotFound, VerificationFailed
+from capstan.errors import GateRefused, InvalidInput, VerificationFailed
 from capstan.evidence import signer_from_vault
 from capstan.pki.verify import verify_issuer
 from capstan.progress import watcher
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from capstan.cluster.record import Claim, RotationRecord
-    from capstan.config import TrustDomain
     from capstan.pki.bundle import Bundle
     from capstan.pki.inspect import Certificate
     from capstan.rotation.material import Target
@@ -34,6 +32,11 @@ if TYPE_CHECKING:
     from capstan.vaults.base import Reference, Vault
 
 ROLLED_BACK = "rolled back"
+"""`RotationRecord.outcome` of a rotation whose way back has ended."""
+REJECTED = "an approval was rejected"
+"""Why a rotation turns back by the policy of its domain, without being asked again."""
+
+_WHY = "turned-because"  # name of a note in the rotation record
 
 
 def aims(record: RotationRecord) -> tuple[frozenset[Fingerprint], Goal]:
@@ -41,37 +44,6 @@ def aims(record: RotationRecord) -> tuple[frozenset[Fingerprint], Goal]:
     if record.direction == "forward":
         return record.old, record.new or None
     return frozenset({record.new} if record.new else ()), record.old
-
-
-def require_rotation(domain: TrustDomain, rotation: str | None) -> RotationRecord:
-    """The rotation that can be rolled back: the one under way, else the last one. Reads only, under no lock.
-
-    Args:
-        rotation: The id it must have; None takes whichever there is.
-
-    Raises:
-        NotFound: There never was one, or it has another id.
-        CapstanError: A cluster cannot be read.
-    """
-    from capstan.systems.opening import open_systems
-
-    clusters, _ = open_systems(domain)
-    try:
-        stores = [RecordStore(cluster, domain.name) for cluster in clusters.values()]
-        records = [record for store in stores if (record := store.load()) is not None]
-    finally:
-        for cluster in clusters.values():
-            cluster.close()
-    last = max(records, key=lambda record: (record.finished is None, record.started, record.turn), default=None)
-    if last is None or (rotation is not None and last.rotation_id != rotation):
-        raise NotFound(
-            "there is no such rotation to roll back",
-            where=stores[0].where,
-            observed=f"rotation {last.rotation_id}" if last else "no rotation was ever begun here",
-            expected=f"rotation {rotation}" if rotation else "a rotation",
-            next_command="capstan status",
-        )
-    return last
 
 
 def face_forward(rotation: Rotation, *, again: bool = False) -> None:
@@ -104,7 +76,7 @@ def face_forward(rotation: Rotation, *, again: bool = False) -> None:
             )
         rotation.direction, rotation.target, rotation.retired = "forward", None, None
         if record.direction == "back":
-            record = _turn(rotation, "forward")
+            record = _turn(rotation, "forward", "it was asked for")
         _account_for(rotation, record)
 
 
@@ -138,11 +110,17 @@ def recall(rotation: Rotation) -> None:
         rotation.acted()  # the issuers just recalled are to be recognised
 
 
-def turn_back(rotation: Rotation, claim: Claim | None = None) -> None:
+def rejected(record: RotationRecord) -> bool:
+    """Whether this is an unfinished way back that a rejection began: running the rotation again goes on with it."""
+    return record.direction == "back" and record.finished is None and record.notes.get(_WHY) == REJECTED
+
+
+def turn_back(rotation: Rotation, claim: Claim | None = None, *, why: str = "it was asked for") -> None:
     """Turn the rotation in the record, unless it is turned; a finished one is opened again, with a further account.
 
     Args:
         claim: Whose it is from now on, where a finished one belonged to nobody.
+        why: For the account; `REJECTED` makes later runs of the rotation go on with the way back.
 
     Raises:
         InvalidInput: Called before `recall`.
@@ -152,7 +130,7 @@ def turn_back(rotation: Rotation, claim: Claim | None = None) -> None:
             raise InvalidInput("nobody has looked back yet", where=f"rotation {rotation.id}", next_command="recall")
         record = _settled(rotation)
         if record.direction != "back":
-            record = _turn(rotation, "back", claim)
+            record = _turn(rotation, "back", why, claim)
         if record.finished is None:
             _account_for(rotation, record)
 
@@ -246,16 +224,17 @@ def _settled(rotation: Rotation) -> RotationRecord:
     return last
 
 
-def _turn(rotation: Rotation, direction: Direction, claim: Claim | None = None) -> RotationRecord:
+def _turn(rotation: Rotation, direction: Direction, why: str, claim: Claim | None = None) -> RotationRecord:
     watcher().note(f"rotation {rotation.id} turns {direction}")
 
     def turned(record: RotationRecord) -> RotationRecord:
         if record.direction == direction:
             return record
-        update = {"direction": direction, "turn": record.turn + 1, "asked": {}, "deadlines": {}}
+        notes = {**(reopened(record) if record.finished else record.notes), _WHY: why}
+        update: dict[str, Any] = {"direction": direction, "turn": record.turn + 1, "asked": {}, "deadlines": {}}
         if record.finished:
-            update |= {"finished": None, "outcome": "", "notes": reopened(record), "claim": claim}
-        return record.model_copy(update=update)
+            update |= {"finished": None, "outcome": "", "claim": claim}
+        return record.model_copy(update={**update, "notes": notes})
 
     rotation.remember(turned)
     record = rotation.record()
@@ -271,4 +250,5 @@ def _account_for(rotation: Rotation, record: RotationRecord) -> None:
     """Note the turn in the account, unless it is there: a run may have died between the record and the account."""
     if record.turn == 1 or any(e.kind == "turned" and e.body["turn"] == record.turn for e in rotation.evidence.entries):
         return
-    rotation.note("turned", {"turn": record.turn, "direction": record.direction})
+    why = record.notes.get(_WHY, "")
+    rotation.note("turned", {"turn": record.turn, "direction": record.direction, "why": why})

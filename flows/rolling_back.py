@@ -1,0 +1,98 @@
+"""The way back of a Linkerd rotation: the same moves as `flows/linkerd.py` with old and new exchanged, from anywhere.
+
+Nothing is remembered about how far the rotation had come: the domain is observed, and what is true already is passed
+over. So a rotation that had only widened its bundles narrows them again; one whose issuer was switched, in some of its
+clusters or in all, switches it back first; and one that was complete takes the whole way. Why this order holds from
+everywhere: `capstan.trust.explore`, which turns the rotation round at every step.
+"""
+
+from __future__ import annotations
+
+from capstan.rotation import Rotation
+from capstan.rotation.turning import ROLLED_BACK
+from capstan.trust.phase import Phase
+from flows.approval import way_back_approved
+from flows.claims import FlowRunClaimant
+from flows.waiting import await_convergence, await_gate
+from tasks import steps
+
+
+def roll_back_when_approved(rotation: Rotation) -> None:
+    """Look back, ask once for the whole way, and take it. A rotation that is turned already is not asked for again.
+
+    Raises:
+        GateRefused: The way back is closed; nothing was changed.
+        ApprovalRequired: Nobody can be asked here.
+        ApprovalRejected: A person said no; the rotation stays as it is, and may go on forward.
+        Pause: The process is left; the run goes on later.
+    """
+    record = rotation.record()
+    if record.direction == "back" or not record.new:  # nothing was minted: there is no change to be asked about
+        back(rotation)
+        return
+    steps.recall(rotation)
+    way_back_approved(rotation, lambda: rotation.plan(rotation.recent()))
+    back(rotation)
+
+
+def back(rotation: Rotation, why: str = "it was asked for") -> None:
+    """Turn the rotation round and take it back to what there was before. Killed anywhere and run again, it goes on.
+
+    Asks for no approval: call it once the way back is decided, by `roll_back_when_approved` or by a rejection.
+
+    Raises:
+        As `roll_back_when_approved`, but for the approval.
+    """
+    steps.recall(rotation)  # before anything is changed: everything that the way back needs is there, and is good
+    if rotation.record().outcome == ROLLED_BACK:
+        return
+    steps.turn_back(rotation, FlowRunClaimant().claim(rotation.now()), why=why)
+    if rotation.retired is not None:
+        if steps.locate(rotation).number <= Phase.TRUST.number:
+            trust_again(rotation)
+        if steps.pending(rotation, Phase.ISSUE):
+            issue_again(rotation)
+        distrust_new(rotation)
+    steps.finish(rotation)
+
+
+def trust_again(rotation: Rotation) -> None:
+    """Bundle the old anchor with the new one again, and restart whoever does not hold it.
+
+    There is no gate before it: a root more is trusted, so that it can only mend what is broken.
+    """
+    with rotation.phase(Phase.TRUST):
+        for cluster in rotation.systems:
+            steps.widen_bundle(rotation, cluster)
+        for cluster in rotation.systems:
+            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
+            steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        await_gate(rotation, Phase.ISSUE)
+
+
+def issue_again(rotation: Rotation) -> None:
+    """Write the old issuer back where it was replaced, and wait until nobody presents a leaf of the new one.
+
+    Identity is restarted even where its issuer was never seen to be replaced: what it has in memory cannot be read.
+    """
+    with rotation.phase(Phase.ISSUE):
+        await_gate(rotation, Phase.ISSUE)
+        for cluster in rotation.systems:
+            steps.switch_issuer(rotation, cluster)
+            steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
+        await_gate(rotation, Phase.DISTRUST)
+
+
+def distrust_new(rotation: Rotation) -> None:
+    """Make every bundle what it was, restart whoever holds more, and show that the new anchor is refused."""
+    with rotation.phase(Phase.DISTRUST):
+        if steps.locate(rotation) is not Phase.DONE:
+            await_gate(rotation, Phase.DISTRUST)
+            for cluster in rotation.systems:
+                steps.narrow_bundle(rotation, cluster)
+            for cluster in rotation.systems:
+                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
+                steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
+        await_convergence(rotation)
+        steps.prove_refusal(rotation)
+        await_gate(rotation, Phase.DONE)
