@@ -20,9 +20,12 @@ from prefect.states import Suspended
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from capstan.approvals import Choice, Decision, Request
+from capstan.approvals.block import without_block
 from flows import durable
 
 _CHOICES: dict[str, Choice] = {"approve": "approved", "reject": "rejected", "hold": "held"}
+
+_HOLD = "*hold*: not now; nothing changes, and the question is asked again."
 
 
 class Answer(BaseModel):
@@ -30,9 +33,7 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", title="Approval")
 
-    decision: Literal["approve", "reject", "hold"] = Field(
-        title="Decision", description="hold: not now; nothing changes, and the question is asked again"
-    )
+    decision: Literal["approve", "reject", "hold"] = Field(title="Decision", description=_HOLD)
     name: str = Field(
         min_length=1, max_length=100, pattern=r"\S", title="Your name",
         description="A claim, unless the answer is signed",
@@ -49,10 +50,14 @@ class Answer(BaseModel):
 def form(request: Request) -> type[Answer]:
     """The form of one request: its own id is the only one accepted, and where approvers are listed, only they sign."""
     fields: dict[str, Any] = {
+        "decision": (
+            Annotated[Literal["approve", "reject", "hold"], Field(title="Decision", description=_shown(request))],
+            ...,
+        ),
         "request": (
             Annotated[str, Field(title="Request", pattern=f"^{request.id}$", description="Leave it as it is")],
             request.id,
-        )
+        ),
     }
     if request.approvers:
         fields["name"] = (
@@ -70,6 +75,16 @@ def form(request: Request) -> type[Answer]:
             ...,
         )  # fmt: skip
     return create_model("Approval", __base__=Answer, **fields)
+
+
+def _shown(request: Request) -> str:
+    """What is asked, as the description of the form's first field.
+
+    Prefect's dialog (3.8.8) shows the request's own description too, but shrinks it to make room for the fields: on a
+    common screen nothing of it is left. A field's description scrolls with the form. There the page replaces single
+    line feeds by blanks; a carriage return ends a line as well (CommonMark 0.31, section 2.1) and is left alone.
+    """
+    return f"{without_block(request.markdown)}\n\n{_HOLD}".replace("\n", "\r")
 
 
 def ask_by_suspending(request: Request) -> Decision:

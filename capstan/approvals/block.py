@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capstan.errors import InvalidInput
 
+HEADING: Final = "## For signing and scripts"
 FENCE: Final = "```capstan-request"
 
 
@@ -46,6 +47,11 @@ class RequestBlock(BaseModel):
     def fenced(self) -> str:
         """The block as it stands on the page."""
         return f"{FENCE}\n{self.model_dump_json(indent=2)}\n```\n"
+
+
+def without_block(markdown: str) -> str:
+    """An approval page without what only programs read at its end."""
+    return markdown.partition(f"\n{HEADING}\n")[0]
 
 
 def read_block(markdown: str) -> RequestBlock:

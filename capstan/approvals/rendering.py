@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from capstan.approvals.block import RequestBlock
+from capstan.approvals.block import HEADING, RequestBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -93,7 +93,7 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
         "",
         *(f"- {escaped(sentence)}" for sentence in evidence.sentences),
         "",
-        "## For signing and scripts",
+        HEADING,
         "",
     ]
     block = RequestBlock(
