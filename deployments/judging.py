@@ -235,4 +235,4 @@ def _spoken(length: timedelta) -> str:
     minutes = int(length.total_seconds() // 60)
     if minutes < 120:
         return f"{minutes} minutes"
-    return f"{minutes // 60} hours" if minutes < 48 * 60 else f"{length.days} days"
+    return f"{minutes // 60} hours" if minutes < 48 * 60 else f"{round(minutes / (24 * 60))} days"

@@ -47,7 +47,7 @@ def spread(
     clusters: dict[str, frozenset[str]] = dict(shared or {})
     result: dict[str, int] = {}
     for domain in domains:
-        liked = domain.fits[_number(domain.name) % len(domain.fits)]
+        liked = _liked(domain.name)
         neighbours = [weeks[other] for other in weeks if clusters.get(other, frozenset()) & domain.clusters]
 
         def cost(week: int, liked: int = liked, neighbours: list[int] = neighbours) -> tuple[int, int, int, int]:
@@ -67,5 +67,6 @@ def distance(one: int, other: int) -> int:
     return min(apart, 52 - apart)
 
 
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+def _liked(name: str) -> int:
+    """A week that depends on the name alone: not on the weeks that are allowed, nor on anybody else."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 52 + 1

@@ -126,12 +126,15 @@ def _print(planned: Plan, inventory: Inventory) -> None:
     for kind, name in (("work_pools", "work_pool"), ("deployments", "deployment"), ("notifications", "name")):
         for change in answer[kind]:
             counts[change["action"]] = counts.get(change["action"], 0) + 1
+            if change["action"] == "unchanged" and not change.get("notes"):
+                continue
             title = f"{'work pool ' if kind == 'work_pools' else ''}{change[name]}"
             if kind == "notifications":
                 title = f"{change['kind']} {title}"
             hint = starts.get(str(change[name]), "") if change["action"] != "left" else ""
             _print_change(change, title, hint)
-    console.print()
+    if counts.keys() - {"unchanged"}:
+        console.print()
     order = ("create", "change", "remove", "unchanged", "left", "busy", "taken")
     console.print(", ".join(f"{counts[action]} to {action}" if action in order[:3] else f"{counts[action]} {action}"
                             for action in order if action in counts))  # fmt: skip

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from capstan.cli.output import Exit, Output, print_data, print_table, stderr, stdout
 
-app = App()
+app = App(name="inventory")
 
 
 @app.command
@@ -39,9 +39,10 @@ def validate(file: Path, *, output: Annotated[Output, Parameter(alias="-o")] = O
         console.print(head.append(f": {problem.field}" if problem.field else ""))
         for label, text in (("given", problem.given), ("expected", problem.expected)):
             console.print(Text.assemble((f"  {label:<9}", "dim"), text))
-    if reading.inventory is not None:
-        domains = len(reading.inventory.domains)
-        console.print(f"{file}: {domains} trust {'domain' if domains == 1 else 'domains'}, no errors")
+    warnings = len(reading.problems) - len(reading.errors)
+    counts = f"{_counted(len(reading.errors), 'error')}, {_counted(warnings, 'warning')}"
+    domains = f"{_counted(len(reading.inventory.domains), 'trust domain')}, " if reading.inventory else ""
+    console.print(f"{file}: {domains}{counts}")
     return Exit.FAILURE if reading.errors else Exit.OK
 
 
@@ -114,6 +115,10 @@ def schema(*, output: Annotated[Literal["json", "yaml"], Parameter(alias="-o")] 
         stderr().print("# for editors: capstan inventory schema > inventory.schema.json, and as the file's first line")
         stderr().print("# yaml-language-server: $schema=inventory.schema.json", highlight=False)
     return Exit.OK
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def spoken(moment: datetime) -> str:
