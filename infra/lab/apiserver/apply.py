@@ -160,7 +160,7 @@ def track_update(  # the arguments are those of the request
             _set(managers, other, fields - changed - difference.removed)
     mine = managers.sets.get(identity, EMPTY)
     after = (mine - difference.removed) | changed
-    if after != mine or identity not in managers.times:
+    if changed or identity not in managers.times:  # also a new value in a field it held: managedfieldsupdater.go
         managers.times[identity] = _stamp(now)
     _set(managers, identity, after)
     managers.cap()
@@ -248,7 +248,7 @@ def server_side_apply(
     for other, fields in list(managers.sets.items()):
         if other != identity:
             _set(managers, other, fields - contested - difference.removed)
-    if mine != last or identity not in managers.times:
+    if mine != last or difference.changed or difference.removed or identity not in managers.times:
         managers.times[identity] = _stamp(now)
     _set(managers, identity, mine)
     _record(merged.setdefault("metadata", {}), managers)

@@ -67,6 +67,15 @@ def test_applying_the_same_again_changes_nothing_not_even_the_time() -> None:
     assert again == first
 
 
+@pytest.mark.parametrize("write", [_applied, _updated])
+def test_a_new_value_in_a_field_one_holds_already_is_a_change_and_gets_its_time(write: Any) -> None:
+    first = write(CONFIG_MAP, None, _config_map(a="1"), "one")
+    body = _config_map(a="2") if write is _applied else {**first, "data": {"a": "2"}}
+    arguments = (CONFIG_MAP, first, body, "one")
+    (entry,) = write(*arguments, at=NOW + timedelta(hours=1))["metadata"]["managedFields"]
+    assert entry["time"] == "2026-01-01T01:00:00Z"
+
+
 def test_a_field_another_manager_applied_is_a_conflict_that_names_it() -> None:
     current = _applied(CONFIG_MAP, None, _config_map(a="1", b="1"), "one")
     with pytest.raises(ApiStatusError) as caught:
