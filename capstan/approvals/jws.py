@@ -68,7 +68,8 @@ def verify(statement: Statement, compact: str, certificate: Certificate, *, aske
             raise _failed("its header is not one of an approval", where, f"{name}: {header.get(name)!r}", value)
     fields = statement.fields()
     signed_at = payload.pop("iat", None) if isinstance(payload, dict) else None
-    if payload != fields:
+    # As text, because to Python a field that is `true` equals one that is 1.
+    if _canonical(payload) != _canonical(fields):
         different = [n for n in fields if not isinstance(payload, dict) or payload.get(n) != fields[n]]
         raise _failed(
             "the signature is not over this statement", where, f"another {', '.join(different) or 'set of fields'}",
@@ -122,6 +123,10 @@ def _key(certificate: Certificate) -> tuple[Key, list[str]]:
             return key, ["PS256", "RS256"]
         case other:
             raise VerificationFailed("keys of this kind sign no approvals", observed=type(other).__name__)
+
+
+def _canonical(payload: object) -> str:
+    return json.dumps(payload, sort_keys=True)
 
 
 def _failed(what: str, where: str, observed: str, expected: str) -> VerificationFailed:

@@ -97,10 +97,14 @@ def _require_strong(approver: ApproverKey, key: object) -> None:
             return
         case ec.EllipticCurvePublicKey() if key.curve.name in _CURVES:
             return
-    size = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else ""
-    raise _unusable(
-        approver, f"{type(key).__name__.lstrip('_')}{size}", "Ed25519, ECDSA P-256, P-384 or P-521, RSA from 2048 bits"
-    )
+    match key:
+        case rsa.RSAPublicKey():
+            observed = f"RSA of {key.key_size} bits"
+        case ec.EllipticCurvePublicKey():
+            observed = f"ECDSA on {key.curve.name}"
+        case _:
+            observed = type(key).__name__
+    raise _unusable(approver, observed, "Ed25519, ECDSA P-256, P-384 or P-521, RSA from 2048 bits")
 
 
 def _unusable(approver: ApproverKey, observed: str, expected: str) -> InvalidInput:

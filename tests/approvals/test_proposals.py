@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from capstan.approvals.block import FENCE, RequestBlock, read_block
 from capstan.approvals.policy import ApproverPolicy
-from capstan.approvals.proposal import Anchor, Gate, ProposedStep, Proposal
+from capstan.approvals.proposal import Anchor, Gate, Proposal, ProposedStep
 from capstan.approvals.rendering import escaped
 from capstan.cluster.record import RotationRecord
 from capstan.cluster.workloads import WHY_NOT
@@ -133,11 +133,12 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
     fixed = Proposal(
         domain="prod-eu", system="linkerd", rotation="2026-11-21", turn=1, direction="forward", gate="issue",
         meaning="what it means", clusters=("west", "east"), leaving=(Anchor(OLD, "root.linkerd", NOW),),
-        staying=(Anchor(NEW),), plan="d" * 64, steps=(ProposedStep("issue/switch-issuer", "every issuer := new", ("east",)),),
+        staying=(Anchor(NEW),), plan="d" * 64,
+        steps=(ProposedStep("issue/switch-issuer", "every issuer := new", ("east",)),),
         workloads=("east: workload: deployment/web -n app",), irreversible="nothing", bound="24 h", way_back="back",
         on_reject="stop", on_timeout="nothing", approvers=("bob", "Zoë"), quorum=2, evidence=propose().evidence,
     )  # fmt: skip
-    assert fixed.digest == ""
+    assert fixed.digest == "6d8f88db7060f1b67392405b5c92ca1c25fbc6d8bb9f8f36337e73c2ea97fd80"
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Proposal) if f.name not in ("evidence", "keys")])
