@@ -6,10 +6,10 @@ from datetime import datetime
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled
 from prefect.utilities.urls import url_for
 
 from capstan.cluster.record import Claim, RotationRecord

@@ -76,7 +76,7 @@ def look_back(domain: TrustDomain, rotation: str | None = None) -> WayBack:
         for system in systems.values():
             certificates.update(system.certificates())
         old, new = aims(record.model_copy(update={"direction": "back"}))
-        return WayBack(record, plan(seen, old, new, plan_policy(domain)), seen, certificates)
+        return WayBack(record, plan(seen, old, new, plan_policy(domain), back=True), seen, certificates)
     finally:
         for cluster in clusters.values():
             cluster.close()

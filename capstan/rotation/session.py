@@ -257,7 +257,8 @@ class Rotation:
 
     def plan(self, observation: Observation) -> Plan:
         """The steps from here."""
-        return plan(observation, self.old.fingerprints, self.new, plan_policy(self.domain))
+        old, new, back = self.old.fingerprints, self.new, self.direction == "back"
+        return plan(observation, old, new, plan_policy(self.domain), back=back)
 
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:

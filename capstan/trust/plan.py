@@ -122,12 +122,20 @@ class Plan:
         }
 
 
-def plan(observation: Observation, old: frozenset[Fingerprint], new: Goal, policy: Policy | None = None) -> Plan:
+def plan(
+    observation: Observation,
+    old: frozenset[Fingerprint],
+    new: Goal,
+    policy: Policy | None = None,
+    *,
+    back: bool = False,
+) -> Plan:
     """Plan a rotation from `old` roots to `new`, from whatever state the domain is in.
 
     Args:
         old: The roots that are to go. Any of `new` in it is ignored.
         new: The root that is to stay; on a way back, the several there were. None while it is still to be minted.
+        back: This is a way back, approved as a whole: its steps are told as such, and nothing is minted for it.
 
     Raises:
         InvalidInput: No cluster was observed, two of them share a name, or nothing is to go.
@@ -143,7 +151,7 @@ def plan(observation: Observation, old: frozenset[Fingerprint], new: Goal, polic
             expected="at least one old root, at least one cluster, each of its own name",
         )
     return Plan(
-        steps=Planner(observation, old, stays, policy).steps(),
+        steps=Planner(observation, old, stays, policy, back=back).steps(),
         phase=derive_phase(observation, old, stays),
         old=old,
         stays=stays,

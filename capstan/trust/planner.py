@@ -8,6 +8,7 @@ restart after the switch is a different one from those of the trust and distrust
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from capstan.trust.observation import ClusterObservation, Fingerprint, Observation, Role
@@ -18,64 +19,117 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How steps are told to a person: which roots stay and which go, and how each phase is taken back."""
+
+    stays: str
+    goes: str
+    article: str
+    from_trust: str
+    from_issue: str
+    from_distrust: str
+
+
+_FORWARD = _Words(
+    stays="new",
+    goes="old",
+    article="an",
+    from_trust="old bundle is written again and pods restarted; both issuers stay trusted meanwhile",
+    from_issue="old issuer is written again; old and new are both trusted until the bundles are narrowed",
+    from_distrust="bundles are widened again and pods restarted, while the old key is kept",
+)
+_BACK = _Words(
+    stays="old",
+    goes="new",
+    article="the",
+    from_trust="the rotation is turned forward again; both roots are trusted meanwhile",
+    from_issue="the rotation is turned forward again; both roots are trusted until the bundles are narrowed",
+    from_distrust="the rotation is turned forward again, until its way back has ended",
+)
+
+
 class Planner:
     """Plans the steps for one observation."""
 
-    def __init__(self, observation: Observation, old: frozenset[Fingerprint], new: Goal, policy: Policy) -> None:
+    def __init__(
+        self,
+        observation: Observation,
+        old: frozenset[Fingerprint],
+        new: Goal,
+        policy: Policy,
+        *,
+        back: bool = False,
+    ) -> None:
         self.observation = observation
+        self.back = back
+        self.words = _BACK if back else _FORWARD
         self.policy = policy
         self.only = staying(new)
         self.needed = needed_roots(observation, old, self.only) if self.only else old
 
     def steps(self) -> tuple[Step, ...]:
         """All steps, in order."""
-        way_back = "old bundle is written again and pods restarted; both issuers stay trusted meanwhile"
+        say = self.words
         widen = [
-            self.step(StepKind.WIDEN_BUNDLE, Phase.TRUST, "every bundle := old + new", way_back, self.lacks_roots),
-            *self.restarts(Phase.TRUST, way_back, self.distrusts_needed),
             self.step(
-                StepKind.GATE_TRUST, Phase.TRUST, "nothing; waits until every live trust store holds new",
+                StepKind.WIDEN_BUNDLE, Phase.TRUST, f"every bundle := {say.goes} + {say.stays}", say.from_trust,
+                self.lacks_roots,
+            ),
+            *self.restarts(Phase.TRUST, say.from_trust, self.distrusts_needed),
+            self.step(
+                StepKind.GATE_TRUST, Phase.TRUST, f"nothing; waits until every live trust store holds {say.stays}",
                 "nothing to reverse", self.trust_open,
             ),
         ]  # fmt: skip
-        back = "old issuer is written again; old and new are both trusted until the bundles are narrowed"
-        control_plane, data_plane = self.restarts(Phase.ISSUE, back, self.may_sign_old)
+        control_plane, data_plane = self.restarts(Phase.ISSUE, say.from_issue, self.may_sign_old)
         issue = [
-            self.step(StepKind.SWITCH_ISSUER, Phase.ISSUE, "every issuer := new", back, self.issues_old),
+            self.step(
+                StepKind.SWITCH_ISSUER, Phase.ISSUE, f"every issuer := {say.stays}", say.from_issue, self.issues_old
+            ),
             control_plane,
             *((data_plane,) if self.policy.renewal is LeafRenewal.RESTART else ()),
             self.step(
-                StepKind.AWAIT_LEAVES, Phase.ISSUE, "nothing; waits until every live leaf chains to new",
+                StepKind.AWAIT_LEAVES, Phase.ISSUE, f"nothing; waits until every live leaf chains to {say.stays}",
                 "nothing to reverse", self.issue_open,
             ),
         ]  # fmt: skip
-        last = "bundles are widened again and pods restarted, while the old key is kept"
         narrow = [
-            self.step(StepKind.NARROW_BUNDLE, Phase.DISTRUST, "every bundle := new only", last, self.bundles_differ),
-            *self.restarts(Phase.DISTRUST, last, self.trusts_more),
             self.step(
-                StepKind.GATE_DISTRUST, Phase.DISTRUST, "nothing; waits until every live trust store is new only",
+                StepKind.NARROW_BUNDLE, Phase.DISTRUST, f"every bundle := {say.stays} only", say.from_distrust,
+                self.bundles_differ,
+            ),
+            *self.restarts(Phase.DISTRUST, say.from_distrust, self.trusts_more),
+            self.step(
+                StepKind.GATE_DISTRUST, Phase.DISTRUST,
+                f"nothing; waits until every live trust store is {say.stays} only",
                 "nothing to reverse", self.distrust_open,
             ),
             self.step(
-                StepKind.PROBE_REFUSAL, Phase.DISTRUST, "nothing; presents a leaf of an old root, to be refused",
+                StepKind.PROBE_REFUSAL, Phase.DISTRUST,
+                f"nothing; presents a leaf of {say.article} {say.goes} root, to be refused",
                 "nothing to reverse", lambda _: True,
             ),
         ]  # fmt: skip
-        mint = self.step(
-            StepKind.MINT, Phase.PREPARE, "a new root and new issuers, in the vault only",
-            "the new material is discarded", lambda _: not self.only,
-        )  # fmt: skip
         return (
-            mint,
+            *(() if self.back else (self.mint(),)),
             *self.approved(Phase.TRUST, widen),
             *self.approved(Phase.ISSUE, issue),
             *self.approved(Phase.DISTRUST, narrow),
         )
 
+    def mint(self) -> Step:
+        return self.step(
+            StepKind.MINT, Phase.PREPARE, "a new root and new issuers, in the vault only",
+            "the new material is discarded", lambda _: not self.only,
+        )  # fmt: skip
+
     def approved(self, phase: Phase, steps: list[Step]) -> tuple[Step, ...]:
-        """The phase's steps behind an approval, which is moot once nothing in the phase is left to act on."""
-        if phase not in self.policy.approvals:
+        """The phase's steps behind an approval, which is moot once nothing in the phase is left to act on.
+
+        The way back is approved as a whole, before it begins.
+        """
+        if self.back or phase not in self.policy.approvals:
             return tuple(steps)
         acting = {name for step in steps if step.kind is not StepKind.PROBE_REFUSAL for name in step.pending}
         approval = self.step(
