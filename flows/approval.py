@@ -75,7 +75,7 @@ def _approved(rotation: Rotation, proposed: Callable[[], tuple[Proposal, bool]])
             request = Request(
                 rotation.domain.name, rotation.id, gate, proposal.digest, asked.id, asked.until,
                 proposal.text(), proposal.markdown(asked.id, asked.until, notes),
-                approvers=policy.names, answered=asked.answered,
+                turn=record.turn, approvers=policy.names, answered=asked.answered,
             )  # fmt: skip
             _keep(rotation, request, approver()(request))
             rotation.acted()

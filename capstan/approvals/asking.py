@@ -35,6 +35,7 @@ class Request:
         text: The preview as plain text of at most 100 columns: what will happen, the evidence so far, what becomes
             irreversible, how long it may take, how to go back.
         markdown: The same for a page.
+        turn: Turn of the rotation.
         approvers: Names whose signed answers count; empty where whoever can answer decides.
         answered: How many answers to this request were looked at already.
     """
@@ -47,6 +48,7 @@ class Request:
     until: datetime
     text: str
     markdown: str
+    turn: int = 1
     approvers: tuple[str, ...] = ()
     answered: int = 0
 

@@ -81,6 +81,7 @@ def _started(where: Path, arguments: list[str]) -> Iterator[labs.Lab]:
 
 
 def _rotate(lab: labs.Lab, where: Path, approve: Literal["auto", "ask"]) -> dict[str, Any]:
+    from capstan.cli.approving import ApprovalOptions
     from capstan.cli.rotate import run_rotation
 
     domain = TrustDomain(
@@ -89,7 +90,7 @@ def _rotate(lab: labs.Lab, where: Path, approve: Literal["auto", "ask"]) -> dict
     outcome = run_rotation(
         domain,
         rotation=None,
-        approve=approve,
+        approvals=ApprovalOptions(approve=approve),
         title="Linkerd trust anchor rotation on the lab",
         handshakes=lab.handshakes,
     )

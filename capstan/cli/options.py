@@ -14,14 +14,14 @@ from capstan.errors import InvalidInput
 
 
 @Parameter(name="*")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DomainOptions:
     """Which trust domain is meant."""
 
     kubeconfig: Annotated[Path | None, Parameter(env_var="KUBECONFIG")] = None
     """Kubeconfig file; default: $KUBECONFIG, ~/.kube/config, or the pod's own service account."""
 
-    context: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = ()
+    context: Annotated[tuple[str, ...], Parameter(consume_multiple=False, negative=())] = ()
     """Context of the kubeconfig. Repeat it for a trust domain of several clusters: they are rotated together."""
 
     domain: Annotated[str, Parameter(env_var="CAPSTAN_DOMAIN")] = "linkerd"

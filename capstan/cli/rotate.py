@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.panel import Panel
-from rich.prompt import Confirm, Prompt
-from rich.text import Text
 
-from capstan.approvals import Approver, Decision, Request, decided_by, nobody
+from capstan.approvals import decided_by
 from capstan.cli import live, prefect_local
+from capstan.cli.approving import ApprovalOptions
 from capstan.cli.interrupts import leaving_at_once
-from capstan.cli.live import Handshakes, TerminalWatcher
+from capstan.cli.live import Handshakes
 from capstan.cli.options import DomainOptions
-from capstan.cli.output import Exit, Output, print_data, print_table, stderr
+from capstan.cli.output import Exit, Output, print_data, print_table
 from capstan.config import TrustDomain
-from capstan.progress import Watcher
 
 if TYPE_CHECKING:
     from capstan.rotation import Outcome
@@ -31,7 +24,9 @@ def rotate(
     options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
     *,
     rotation: str | None = None,
-    approve: Literal["ask", "auto"] = "ask",
+    approvals: ApprovalOptions = ApprovalOptions(),  # noqa: B008  # frozen, too
+    take_over: Annotated[bool, Parameter(negative=())] = False,
+    forward: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
 ) -> int:
     """Rotate the trust anchor and issuer; killed anywhere and run again, it goes on.
@@ -40,12 +35,16 @@ def rotate(
     ----------
     rotation
         Id of the rotation. An unfinished one is gone on with; a new one is named after today (UTC) by default.
-    approve
-        ask: each phase that changes the mesh is shown and asked for on the terminal. auto: nobody is asked.
+    take_over
+        Go on with a rotation that a run of a Prefect deployment has claimed: only if that run is never to go on.
+    forward
+        Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
     output
         How the outcome is printed: table, json or yaml.
     """
-    outcome = run_rotation(options.resolve(), rotation=rotation, approve=approve)
+    outcome = run_rotation(
+        options.resolve(), rotation=rotation, approvals=approvals, take_over=take_over, forward=forward
+    )
     _print_outcome(outcome, output)
     return Exit.OK if outcome.completed else Exit.FAILURE
 
@@ -54,7 +53,9 @@ def run_rotation(
     domain: TrustDomain,
     *,
     rotation: str | None,
-    approve: Literal["ask", "auto"],
+    approvals: ApprovalOptions,
+    take_over: bool = False,
+    forward: bool = False,
     title: str = "",
     handshakes: Callable[[], Handshakes | None] | None = None,
 ) -> Outcome:
@@ -70,40 +71,8 @@ def run_rotation(
         from flows.errors import prefect_errors
         from flows.linkerd import rotate_trust_anchor
 
-        with leaving_at_once(), decided_by(_approver(approve, watcher)), prefect_errors("rotate with Prefect"):
-            return rotate_trust_anchor(domain, rotation)
-
-
-def _approver(approve: Literal["ask", "auto"], watcher: Watcher) -> Approver:
-    if approve == "auto":
-        return _automatic
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return nobody
-
-    def ask(request: Request) -> Decision:
-        paused = watcher.paused() if isinstance(watcher, TerminalWatcher) else nullcontext()
-        with paused:
-            console = stderr()
-            console.print(Panel(Text(request.text), title=f"approve {request.gate}?", width=100))
-            yes = Confirm.ask("Begin this phase", console=console, default=False)
-            comment = Prompt.ask("Ticket or comment", console=console, default="")
-        return Decision("approved" if yes else "rejected", by=_whoever(), at=datetime.now(UTC), comment=comment)
-
-    return ask
-
-
-def _automatic(request: Request) -> Decision:
-    return Decision(
-        "approved", by=f"--approve auto, given by {_whoever()}", at=datetime.now(UTC), comment=f"phase {request.gate}"
-    )
-
-
-def _whoever() -> str:
-    """The user of this machine: a claim, as every name typed or inherited is."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown user"
+        with leaving_at_once(), decided_by(approvals.approver(watcher)), prefect_errors("rotate with Prefect"):
+            return rotate_trust_anchor(domain, rotation, take_over, forward)
 
 
 def _print_outcome(outcome: Outcome, output: Output) -> None:
