@@ -11,6 +11,7 @@ from capstan.cli.output import stdout
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.pki.bundle import Bundle
 from capstan.rotation.session import OLD_ROOTS, plan_policy
+from capstan.rotation.turning import aims
 from capstan.systems.base import observe_domain
 from capstan.systems.opening import open_systems
 from capstan.trust.plan import Plan, plan
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from capstan.config import TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.trust.observation import Observation
+    from capstan.trust.phase import Goal
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,13 @@ class DomainView:
 
 
 _SHOWN = 10
+
+
+def direction(record: RotationRecord) -> str:
+    """Which way a rotation goes, for a person; empty for one that was never turned."""
+    if record.turn == 1:
+        return ""
+    return f"turn {record.turn}: " + ("back to the old roots" if record.direction == "back" else "forward again")
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -72,6 +81,8 @@ def viewed(domain: TrustDomain) -> Iterator[DomainView]:
         records = [RecordStore(cluster, domain.name).load() for cluster in clusters.values()]
         record = next((r for r in records if r and r.finished is None), next((r for r in records if r), None))
         under_way = record if record is not None and record.finished is None else None
+        if under_way is not None and under_way.direction == "back" and not under_way.new:
+            under_way = None  # nothing was minted, so there is nothing left to do but to close the record
         known: list[Certificate] = []
         if under_way:
             known.extend(Bundle.parse(under_way.notes[OLD_ROOTS], "rotation record"))
@@ -79,9 +90,13 @@ def viewed(domain: TrustDomain) -> Iterator[DomainView]:
         certificates = {certificate.fingerprint: certificate for certificate in known}
         for system in systems.values():
             certificates.update(system.certificates())
-        old = under_way.old if under_way else frozenset(r for c in observation.clusters for r in c.bundle)
-        new = (under_way.new or None) if under_way else None
-        yield DomainView(domain, record, observation, plan(observation, old, new, plan_policy(domain)), certificates)
+        old = frozenset(r for c in observation.clusters for r in c.bundle)
+        new: Goal = None
+        if under_way:
+            old, new = aims(under_way)
+        back = under_way is not None and under_way.direction == "back"
+        planned = plan(observation, old, new, plan_policy(domain), back=back)
+        yield DomainView(domain, record, observation, planned, certificates)
     finally:
         for cluster in clusters.values():
             cluster.close()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.text import Text
 
-from capstan.cli.domain_view import DomainView, print_verdict, viewed
+from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
-from capstan.trust.plan import Step, StepKind
+from capstan.trust.plan import Plan, Step, StepKind
 from capstan.trust.safety import Unsafe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from capstan.pki.inspect import Certificate
+    from capstan.trust.observation import Observation
 
 
 def plan(
@@ -39,30 +45,39 @@ def plan(
 
 
 def _print(view: DomainView) -> None:
+    under_way = view.record if view.record is not None and view.record.finished is None else None
+    what = f"rotation {under_way.rotation_id}" if under_way else "a new rotation"
+    turned = f" ({direction(under_way)})" if under_way and direction(under_way) else ""
+    title = f"Plan of {what} of trust domain {view.domain.name}{turned}"
+    print_plan(title, view.plan, view.observation, view.certificates)
+
+
+def print_plan(title: str, planned: Plan, observation: Observation, certificates: Mapping[str, Certificate]) -> None:
+    """A plan for a person: what is turned away from, to what, by which steps, and how each phase is taken back."""
     console = stdout()
-    under_way = view.record is not None and view.record.finished is None
-    what = f"rotation {view.record.rotation_id}" if view.record and under_way else "a new rotation"
-    peers = view.observation.peers
-    console.print(f"Plan of {what} of trust domain {view.domain.name}")
+    peers = observation.peers
+    console.print(title)
     console.print(
         f"{len(peers)} live proxies, {len({peer.owner for peer in peers})} workloads, "
-        f"{len(view.observation.clusters)} cluster(s)"
+        f"{len(observation.clusters)} cluster(s)"
     )
-    print_verdict(view.plan.verdict)
-    for root in sorted(view.plan.old):
-        certificate = view.certificates.get(root)
-        detail = f"{certificate.common_name}, until {certificate.not_after:%Y-%m-%d}" if certificate else "not met"
-        console.print(f"away from  {root[:16]}  {detail}")
-    console.print(f"to         {view.plan.new[:16] if view.plan.new else '(minted in phase prepare)'}")
+    print_verdict(planned.verdict)
+    for label, roots in (("away from", planned.old), ("to", planned.stays)):
+        for root in sorted(roots):
+            certificate = certificates.get(root)
+            detail = f"{certificate.common_name}, until {certificate.not_after:%Y-%m-%d}" if certificate else "not met"
+            console.print(f"{label:<9}  {root[:16]}  {detail}")
+    if not planned.stays:
+        console.print("to         (minted in phase prepare)")
     console.print()
-    print_table(("phase", "step", "changes"), [_row(step) for step in view.plan.steps])
+    print_table(("phase", "step", "changes"), [_row(step) for step in planned.steps])
     console.print()
-    for phase in dict.fromkeys(step.phase for step in view.plan.steps):
+    for phase in dict.fromkeys(step.phase for step in planned.steps):
         # The first step that acts says how its phase is taken back; gates and approvals have nothing to take back.
-        way = next((s.reversible for s in view.plan.steps if s.phase is phase and s.kind is not StepKind.APPROVE), "")
+        way = next((s.reversible for s in planned.steps if s.phase is phase and s.kind is not StepKind.APPROVE), "")
         console.print(f"back from {phase.value}: {way}")
     console.print()
-    console.print(f"digest {view.plan.digest()}")
+    console.print(f"digest {planned.digest()}")
 
 
 def _row(step: Step) -> tuple[Text, ...]:

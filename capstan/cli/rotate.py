@@ -45,8 +45,9 @@ def rotate(
     outcome = run_rotation(
         options.resolve(), rotation=rotation, approvals=approvals, take_over=take_over, forward=forward
     )
-    _print_outcome(outcome, output)
-    return Exit.OK if outcome.completed else Exit.FAILURE
+    print_outcome(outcome, output)
+    # A rejection may have taken it back; then what was asked for was not done.
+    return Exit.OK if outcome.completed and outcome.direction == "forward" else Exit.FAILURE
 
 
 def run_rotation(
@@ -75,11 +76,14 @@ def run_rotation(
             return rotate_trust_anchor(domain, rotation, take_over, forward)
 
 
-def _print_outcome(outcome: Outcome, output: Output) -> None:
+def print_outcome(outcome: Outcome, output: Output) -> None:
+    """What a run came to, as a table or as data."""
+    back = outcome.direction == "back"
     if output not in (Output.TABLE, Output.SHORT):
         print_data(
             {
                 "rotation": outcome.rotation,
+                "direction": outcome.direction,
                 "completed": outcome.completed,
                 "resumed": outcome.resumed,
                 "phases": [{"name": phase.name, "seconds": round(phase.seconds, 3)} for phase in outcome.phases],
@@ -95,13 +99,16 @@ def _print_outcome(outcome: Outcome, output: Output) -> None:
     print_table(
         ("rotation", outcome.rotation),
         [
-            ("completed", "yes" if outcome.completed else "no"),
+            ("rolled back" if back else "completed", "yes" if outcome.completed else "no"),
             ("went on from an earlier run", "yes" if outcome.resumed else "no"),
             ("phases", ", ".join(f"{phase.name} {phase.seconds:.1f} s" for phase in outcome.phases)),
             ("roots before", ", ".join(root[:16] for root in outcome.roots_before)),
             ("roots after", ", ".join(root[:16] for root in outcome.roots_after)),
             ("live proxies", str(outcome.peers)),
-            ("old root", "refused by every one" if outcome.old_root_refused else "not shown to be refused"),
+            (
+                "new root" if back else "old root",
+                "refused by every one" if outcome.old_root_refused else "not shown to be refused",
+            ),
             ("API requests", str(outcome.api_requests)),
             ("evidence", f"capstan evidence verify {outcome.evidence}"),
         ],

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.text import Text
 
-from capstan.cli.domain_view import DomainView, print_verdict, viewed
+from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
 from capstan.trust.gates import GateResult, may_enter
 from capstan.trust.phase import Phase, Progress, progress
+
+if TYPE_CHECKING:
+    from capstan.cluster.record import RotationRecord
 
 _NEXT = {
     Phase.PREPARE: Phase.TRUST,
@@ -42,10 +45,10 @@ def status(
             steps: tuple[Progress, ...] = ()
         else:
             phases = (Phase.TRUST, Phase.ISSUE, Phase.DISTRUST)
-            steps = tuple(progress(view.observation, phase, view.plan.old, view.plan.new) for phase in phases)
+            steps = tuple(progress(view.observation, phase, view.plan.old, view.plan.stays) for phase in phases)
             following = _NEXT.get(view.plan.phase)
             gate = (
-                may_enter(following, view.observation, view.plan.old, view.plan.new, datetime.now(UTC))
+                may_enter(following, view.observation, view.plan.old, view.plan.stays, datetime.now(UTC))
                 if following
                 else None
             )
@@ -65,6 +68,8 @@ def _as_data(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | N
         "finished": record.finished.isoformat() if record and record.finished else None,
         "outcome": record.outcome if record else None,
         "phase": view.plan.phase.value if record and record.finished is None else None,
+        "direction": record.direction if record else None,
+        "turn": record.turn if record else None,
         "safe": view.plan.verdict.safe,
         "verdict": str(view.plan.verdict),
         "peers": len(view.observation.peers),
@@ -84,6 +89,18 @@ def _as_data(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | N
     }
 
 
+def _approval(record: RotationRecord, phase: Phase) -> str:
+    """The last decision that counts in this turn; a way back is approved as a whole, before it is turned to."""
+    gate = "roll-back" if record.direction == "back" else phase.value
+    asked = record.asked.get(gate)
+    counts = [
+        a
+        for a in record.approvals
+        if a.gate == gate and (record.turn == 1 or gate == "roll-back" or (asked and a.request == asked.id))
+    ]
+    return f"{counts[-1].decision} by {counts[-1].by}" if counts else "-"
+
+
 def _print(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | None) -> None:
     console = stdout()
     record = view.record
@@ -97,18 +114,13 @@ def _print(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | Non
         return
     begun = f"{record.started:%Y-%m-%d %H:%M:%S} UTC"
     console.print(f"rotation {record.rotation_id}, begun {begun}, is in phase {view.plan.phase.value}")
+    if turned := direction(record):
+        console.print(turned)
     console.print()
     rows = []
     for step in steps:
         style = "bold cyan" if step.phase is view.plan.phase else "green" if step.reached else "dim"
-        approval = next((a for a in reversed(record.approvals) if a.gate == step.phase.value), None)
-        rows.append(
-            (
-                Text(step.phase.value, style=style),
-                f"{step.done}/{step.total}",
-                f"{approval.decision} by {approval.by}" if approval else "-",
-            )
-        )
+        rows.append((Text(step.phase.value, style=style), f"{step.done}/{step.total}", _approval(record, step.phase)))
     print_table(("phase", "proxies", "approval"), rows)
     if gate is not None and (gate.waiting_for or gate.contradictions):
         console.print()
