@@ -48,7 +48,7 @@ class ApprovalOptions:
 
     def who(self) -> str:
         """The name of whoever approves: a claim, as every name typed or inherited is."""
-        return self.name or _user()
+        return self.name or user()
 
     def signed(self, request: Request, decision: Decision) -> Decision:
         """The decision, signed where a key was given.
@@ -65,7 +65,7 @@ class ApprovalOptions:
             request.domain, request.rotation, request.turn, request.gate, request.id, request.digest,
             ANSWERS[decision.choice], decision.by, decision.ticket, decision.comment,
         )  # fmt: skip
-        return replace(decision, signature=sign(statement, self.key, passphrase=_passphrase))
+        return replace(decision, signature=sign(statement, self.key, passphrase=passphrase))
 
 
 class _Automatic:
@@ -140,11 +140,13 @@ def _unsigned(request: Request, observed: str) -> ApprovalRequired:
     )
 
 
-def _passphrase() -> str:
+def passphrase() -> str:
+    """Asked on the terminal, for a key that is encrypted."""
     return getpass.getpass("Passphrase of the key: ", stream=sys.stderr)
 
 
-def _user() -> str:
+def user() -> str:
+    """The user of this machine: a claim."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
