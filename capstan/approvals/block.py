@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capstan.errors import InvalidInput
 
-HEADING: Final = "## For signing and scripts"
+HEADING: Final = "### For signing and scripts"
 FENCE: Final = "```capstan-request"
 
 

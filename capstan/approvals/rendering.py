@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from capstan.approvals.block import HEADING, RequestBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from capstan.approvals.proposal import Anchor, Proposal
@@ -48,46 +48,46 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
     """A page for the Prefect UI, ending with the request as a fenced block."""
     evidence = proposal.evidence
     lines = [
-        f"# {escaped(title(proposal))}",
+        f"## {escaped(title(proposal))}",
         "",
         escaped(proposal.meaning),
         "",
         f"**Decide until {until:%Y-%m-%d %H:%M} UTC.** {escaped(who(proposal))}",
         *(line for note in notes for line in ("", f"> {escaped(note)}")),
         "",
-        "## What changes",
+        "### What changes",
         "",
-        *_table(
-            ("Step", "Change", "Clusters"),
-            [(step.name, step.changes, ", ".join(step.clusters)) for step in proposal.steps],
+        # Lists, not tables: Prefect's dialog is 470 pixels wide, and a table in it is cut off at the right.
+        *(
+            f"{number}. **{escaped(step.name.partition('/')[2] or step.name)}**: {escaped(step.changes)}"
+            f" ({escaped(', '.join(step.clusters))})"
+            for number, step in enumerate(proposal.steps, 1)
         ),
         "",
-        *_table(
-            ("Root", "Name", "Until", "SHA-256"),
-            [
-                (role, root.common_name or "-", _end(root) or "-", root.fingerprint)
-                for role, roots in (("leaving", proposal.leaving), ("staying", proposal.staying))
-                for root in roots
-            ],
+        *(
+            f"- Root that {role}: {escaped(root.common_name or '(no name)')}"
+            + (f", until {_end(root)}" if root.not_after else "")
+            + f", SHA-256 {_grouped(root.fingerprint)}"
+            for role, roots in (("leaves", proposal.leaving), ("stays", proposal.staying))
+            for root in roots
         ),
-        "",
-        f"Workloads that may restart ({len(proposal.workloads)}): "
+        f"- Workloads that may restart ({len(proposal.workloads)}): "
         + escaped("; ".join(some(proposal.workloads)) or "none"),
         "",
-        "## What if",
+        "### What if",
         "",
-        *_table(
-            ("", ""),
-            [
-                ("Irreversible", proposal.irreversible),
-                ("How long", proposal.bound),
-                ("Way back", proposal.way_back),
-                ("If rejected", proposal.on_reject),
-                ("If nobody answers", proposal.on_timeout),
-            ],
+        *(
+            f"- **{what}** {escaped(text)}"
+            for what, text in (
+                ("Irreversible:", proposal.irreversible),
+                ("How long:", proposal.bound),
+                ("Way back:", proposal.way_back),
+                ("If rejected:", proposal.on_reject),
+                ("If nobody answers:", proposal.on_timeout),
+            )
         ),
         "",
-        f"## Evidence, observed {evidence.at:%Y-%m-%d %H:%M:%S} UTC",
+        f"### Evidence, observed {evidence.at:%Y-%m-%d %H:%M:%S} UTC",
         "",
         f"{evidence.peers} live proxies of {evidence.workloads} workloads.",
         "",
@@ -138,12 +138,9 @@ def escaped(text: str) -> str:
     return "".join("\\" + c if c in "\\`*_{}[]<>#|~!" else c for c in flat(text))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(head) + " |",
-        "|" + " --- |" * len(head),
-        *("| " + " | ".join(escaped(cell) for cell in row) + " |" for row in rows),
-    ]
+def _grouped(fingerprint: str) -> str:
+    """Hexadecimal digits in groups of eight, so that a narrow page can break the line."""
+    return " ".join(fingerprint[start : start + 8] for start in range(0, len(fingerprint), 8))
 
 
 def _anchor(root: Anchor) -> str:
