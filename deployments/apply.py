@@ -132,7 +132,9 @@ def _create(client: SyncPrefectClient, item: Wanted) -> None:
         enforce_parameter_schema=True,
         tags=list(item.tags),
         description=item.description,
-        schedules=[DeploymentScheduleCreate(schedule=schedule, slug=slug) for slug, schedule in item.schedules.items()],
+        schedules=[
+            DeploymentScheduleCreate(schedule=timed.schedule, slug=timed.slug) for timed in item.schedules.values()
+        ],
         work_pool_name=item.work_pool,
         job_variables=dict(item.job_variables),
     )
@@ -158,12 +160,15 @@ def _change(client: SyncPrefectClient, item: Wanted, present: Deployed) -> None:
             job_variables=dict(item.job_variables),
         ),
     )
-    for slug, schedule in present.schedules.items():
-        if slug not in item.schedules:
+    for role, schedule in present.schedules.items():
+        if role not in item.schedules:
             client.delete_deployment_schedule(present.id, schedule.id)
-    for slug, rule in item.schedules.items():
-        there = present.schedules.get(slug)
+    for role, timed in item.schedules.items():
+        there = present.schedules.get(role)
         if there is None:
-            client.create_deployment_schedules(present.id, [DeploymentScheduleCreate(schedule=rule, slug=slug)])
+            new = DeploymentScheduleCreate(schedule=timed.schedule, slug=timed.slug)
+            client.create_deployment_schedules(present.id, [new])
         else:
-            client.update_deployment_schedule(present.id, there.id, schedule=rule, parameters={})
+            client.update_deployment_schedule(
+                present.id, there.id, schedule=timed.schedule, slug=timed.slug, parameters={}
+            )

@@ -56,8 +56,12 @@ class Deployed:
 
     @property
     def schedules(self) -> Mapping[str, DeploymentSchedule]:
-        """By slug; by id where somebody added one without."""
-        return {schedule.slug or str(schedule.id): schedule for schedule in self.found.schedules}
+        """By role, which is the slug up to its colon; by slug or id where somebody added one more."""
+        result: dict[str, DeploymentSchedule] = {}
+        for schedule in self.found.schedules:
+            role = (schedule.slug or "").partition(":")[0]
+            result[role if role and role not in result else schedule.slug or str(schedule.id)] = schedule
+        return result
 
 
 def read_deployed(client: SyncPrefectClient, flows: Iterable[str], tag: str) -> dict[str, Deployed]:

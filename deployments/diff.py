@@ -146,7 +146,9 @@ def facts_of_wanted(wanted: Wanted) -> dict[str, Any]:
         "form": wanted.parameter_schema,
         **flat("parameters", wanted.parameters),
         **flat("job_variables", wanted.job_variables),
-        **{f"schedules.{slug}": rule_of(schedule) for slug, schedule in wanted.schedules.items()},
+        **{
+            f"schedules.{role}": f"{timed.slug} = {rule_of(timed.schedule)}" for role, timed in wanted.schedules.items()
+        },
     }
 
 
@@ -169,11 +171,11 @@ def facts_of_deployed(deployed: Deployed) -> dict[str, Any]:
         **flat("parameters", found.parameters),
         **flat("job_variables", found.job_variables),
     }
-    for slug, schedule in deployed.schedules.items():
-        rule = rule_of(schedule.schedule)
+    for role, schedule in deployed.schedules.items():
+        rule = f"{schedule.slug or 'unnamed'} = {rule_of(schedule.schedule)}"
         if schedule.parameters:
             rule += f" with parameters {json.dumps(schedule.parameters, sort_keys=True)}"
-        facts[f"schedules.{slug}"] = rule
+        facts[f"schedules.{role}"] = rule
     return facts
 
 
@@ -205,8 +207,8 @@ def flat(prefix: str, value: Any) -> dict[str, Any]:
 
 def _brakes(deployed: Deployed) -> tuple[str, ...]:
     notes = [
-        f"schedule {slug} is paused in Prefect, and stays so"
-        for slug, schedule in deployed.schedules.items()
+        f"schedule {role} is paused in Prefect, and stays so"
+        for role, schedule in deployed.schedules.items()
         if not schedule.active
     ]
     if deployed.found.paused:

@@ -31,6 +31,7 @@ class Start:
         time_zone: IANA name.
         week: ISO week, where it is one and the same each year.
         how: week, date, cron or spread: who chose it.
+        words: The rule for people, such as `week 9, Sat 03:00 Europe/Berlin`.
     """
 
     rule: str
@@ -38,6 +39,7 @@ class Start:
     time_zone: str
     week: int | None
     how: str
+    words: str
 
 
 def timetable(inventory: Inventory) -> dict[str, Start]:
@@ -63,30 +65,30 @@ def timetable(inventory: Inventory) -> dict[str, Start]:
     for entry in inventory.domains:
         if entry.name in weeks and entry.enabled:
             zone, window = inventory.zone(entry), inventory.window(entry)
-            starts[entry.name] = Start(
-                weekly_rule(weeks[entry.name], window), "rrule", zone, weeks[entry.name], "spread"
-            )
+            starts[entry.name] = weekly(weeks[entry.name], window, zone, "spread")
     return starts
 
 
 def explicit(schedule: Schedule, window: MaintenanceWindow, zone: str) -> Start:
     """The start an inventory names."""
     if schedule.week is not None:
-        return Start(weekly_rule(schedule.week, window), "rrule", zone, schedule.week, "week")
+        return weekly(schedule.week, window, zone, "week")
     if schedule.date is not None:
         month, day = (int(part) for part in schedule.date.split("-"))
-        return Start(f"{window.opens.minute} {window.opens.hour} {day} {month} *", "cron", zone, None, "date")
+        cron = f"{window.opens.minute} {window.opens.hour} {day} {month} *"
+        return Start(cron, "cron", zone, None, "date", f"{schedule.date} {window.start} {zone}")
     assert schedule.cron is not None  # noqa: S101  # for the type checker: a spread schedule has no explicit start
-    return Start(schedule.cron, "cron", zone, None, "cron")
+    return Start(schedule.cron, "cron", zone, None, "cron", f"cron {schedule.cron} {zone}")
 
 
-def weekly_rule(week: int, window: MaintenanceWindow) -> str:
+def weekly(week: int, window: MaintenanceWindow, zone: str, how: str) -> Start:
     """Once a year, as the window first opens in an ISO week (RFC 5545 section 3.3.10, BYWEEKNO)."""
-    day = first_day(window)[:2].upper()
-    return (
-        f"DTSTART:20200101T000000\nRRULE:FREQ=YEARLY;BYWEEKNO={week};BYDAY={day};"
+    day = first_day(window)
+    rule = (
+        f"DTSTART:20200101T000000\nRRULE:FREQ=YEARLY;BYWEEKNO={week};BYDAY={day[:2].upper()};"
         f"BYHOUR={window.opens.hour};BYMINUTE={window.opens.minute};BYSECOND=0"
     )
+    return Start(rule, "rrule", zone, week, how, f"week {week}, {day[:3].capitalize()} {window.start} {zone}")
 
 
 def first_day(window: MaintenanceWindow) -> Day:

@@ -41,6 +41,20 @@ _ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """A schedule, and in words what it does: Prefect's pages show a schedule's slug, and no recurrence rule."""
+
+    role: str
+    words: str
+    schedule: Schedule
+
+    @property
+    def slug(self) -> str:
+        """`yearly: week 9, Sat 03:00 Europe/Berlin`; the part before the colon identifies it."""
+        return f"{self.role}: {self.words}"
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """One deployment as it should be.
 
@@ -52,7 +66,7 @@ class Wanted:
         parameter_schema: What the run form shows and the server enforces.
         tags: Sorted.
         description: Markdown.
-        schedules: By slug.
+        schedules: By role: yearly, daily, sweep.
         work_pool: Name.
         job_variables: Overrides of the pool's job template.
         version: Capstan's.
@@ -65,7 +79,7 @@ class Wanted:
     parameter_schema: Mapping[str, Any]
     tags: tuple[str, ...]
     description: str
-    schedules: Mapping[str, Schedule]
+    schedules: Mapping[str, Timed]
     work_pool: str
     job_variables: Mapping[str, Any] = field(default_factory=dict)
     version: str = version("capstan")
@@ -120,17 +134,19 @@ def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None) ->
     result = [
         _deployment(
             ROTATE, parameters=parameters, description=describing.rotate(about),
-            schedules={"yearly": schedule_of(start)} if start else {}, **common,
+            schedules=_by_role(Timed("yearly", start.words, schedule_of(start))) if start else {}, **common,
         ),
         _deployment(ROLL_BACK, parameters=parameters, description=describing.roll_back(about), schedules={}, **common),
     ]  # fmt: skip
     if inventory.radar.enabled:
-        cron = inventory.radar.cron or f"{_minute(entry.name)} 6 * * *"
-        daily = CronSchedule(cron=cron, timezone=inventory.zone(entry))
+        zone, minute = inventory.zone(entry), _minute(entry.name)
+        cron = inventory.radar.cron or f"{minute} 6 * * *"
+        words = f"{f'cron {cron}' if inventory.radar.cron else f'06:{minute:02}'} {zone}"
+        daily = Timed("daily", words, CronSchedule(cron=cron, timezone=zone))
         result.append(
             _deployment(
                 RADAR, parameters=parameters | inventory.radar.parameters, description=describing.radar(about),
-                schedules={"daily": daily} if entry.enabled else {}, **common,
+                schedules=_by_role(daily) if entry.enabled else {}, **common,
             )
         )  # fmt: skip
     return result
@@ -138,6 +154,8 @@ def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None) ->
 
 def _sweep(inventory: Inventory) -> Wanted:
     pool = inventory.sweep.work_pool or inventory.defaults.work_pool
+    every = IntervalSchedule(interval=inventory.sweep.interval, anchor_date=_ANCHOR, timezone="UTC")
+    minutes = inventory.sweep.interval.total_seconds() / 60
     return _deployment(
         SWEEP,
         name=inventory.name,
@@ -147,9 +165,7 @@ def _sweep(inventory: Inventory) -> Wanted:
         },
         description=describing.sweep(inventory.sweep.interval),
         tags=tuple(sorted({"capstan", inventory_tag(inventory.name), *inventory.defaults.tags})),
-        schedules={
-            "interval": IntervalSchedule(interval=inventory.sweep.interval, anchor_date=_ANCHOR, timezone="UTC")
-        },
+        schedules=_by_role(Timed("sweep", f"every {minutes:g} minutes", every)),
         work_pool=pool,
         job_variables=dict(inventory.defaults.job_variables),
     )
@@ -205,6 +221,10 @@ def _with_sorted_defaults(value: Any, *, inside: bool = False) -> Any:
         items = [_with_sorted_defaults(item, inside=inside) for item in value]
         return sorted(items) if inside and all(isinstance(item, str) for item in items) else items
     return value
+
+
+def _by_role(*timed: Timed) -> dict[str, Timed]:
+    return {item.role: item for item in timed}
 
 
 def _minute(name: str) -> int:

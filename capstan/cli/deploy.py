@@ -147,7 +147,8 @@ def _print_change(change: Mapping[str, Any], title: str, hint: str) -> None:
     if hint:
         line.append(f"  {hint}", style="dim")
     console.print(line)
-    for note in change.get("notes", ()):
+    left = ("not in the inventory; --prune removes it",) if change["action"] == "left" else ()
+    for note in change.get("notes") or left:
         console.print(Text(f"    {note}", style="yellow"))
     if change["action"] == "change":
         for field in change["fields"]:
