@@ -108,15 +108,19 @@ class TrustDomain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: DnsLabel = Field(default="linkerd", description="Name of this trust domain in records, vault and evidence")
-    system: System = System.LINKERD
-    clusters: tuple[ClusterRef, ...] = Field(default=(ClusterRef(),), min_length=1)
+    system: System = Field(default=System.LINKERD, description="What holds the trust anchor")
+    clusters: tuple[ClusterRef, ...] = Field(
+        default=(ClusterRef(),), min_length=1, description="Clusters that share one trust anchor, rotated together"
+    )
     control_plane_namespace: DnsLabel = Field(default="linkerd", description="Namespace of the mesh's control plane")
     vault: str = Field(
         default="",
         description="Where private keys live: local:/path or https://NAME.vault.azure.net; default: local, in the home",
     )
     home: str = Field(default="", description="Directory for evidence and the local vault; default: $CAPSTAN_HOME")
-    policy: RotationPolicy = RotationPolicy()
+    policy: RotationPolicy = Field(
+        default=RotationPolicy(), description="What new certificates look like, how long waits last, and who decides"
+    )
 
     def home_path(self) -> Path:
         """The directory this domain's evidence and local vault live under."""
