@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from kubernetes.client import ApiException
 
@@ -13,7 +14,6 @@ from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from capstan.vaults.base import Reference
     from tests.rotation.runner import Ran, Runner
@@ -43,17 +43,24 @@ class Rotations:
         assert len(self.old) == 1, "the lab does not begin with one root"
         self.lab.reset_prober()
 
-    def run(self, *, die_at: str = "", approve: str = "auto", rotation: str = "") -> Ran:
+    def run(self, *more: str, die_at: str = "", approve: str = "auto", rotation: str = "") -> Ran:
         """`capstan rotate`, of this rotation unless another one is named."""
+        return self._run("rotate", *more, die_at=die_at, approve=approve, rotation=rotation)
+
+    def roll_back(self, *more: str, die_at: str = "", approve: str = "auto") -> Ran:
+        """`capstan rollback`."""
+        return self._run("rollback", *more, die_at=die_at, approve=approve)
+
+    def _run(self, command: str, *more: str, die_at: str, approve: str, rotation: str = "") -> Ran:
         return self.runner.run(
-            *("rotate", "--rotation", rotation or self.rotation, "--approve", approve, "-o", "json"),
+            *(command, "--rotation", rotation or self.rotation, "--approve", approve, "-o", "json", *more),
             home=self.home, kubeconfig=self.lab.kubeconfig, die_at=die_at,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """The rotation record, as the cluster has it."""
         item = self.lab.call("GET", f"{RECORDS}/configmaps/capstan-rotation-linkerd")
-        return json.loads(item["data"]["record.json"])
+        return cast("dict[str, Any]", json.loads(item["data"]["record.json"]))
 
     def minted_roots(self) -> list[Reference]:
         """Every version of the root in the vault, whatever it is tagged with."""
@@ -100,6 +107,38 @@ class Rotations:
         counts = self.lab.prober()
         assert counts["attempted"] > 100
         assert counts["failed"] == 0, counts["failures"][:3]
+
+    def require_rolled_back(self, ran: Ran, *, refused: bool = True) -> list[dict[str, Any]]:
+        """The run took the whole rotation back, and dropped nothing; the entries of its last account.
+
+        Args:
+            refused: Whether something had been minted, whose refusal is to be proven.
+        """
+        # 1. The run says so.
+        assert ran.code == 0, f"exit code {ran.code}: {ran.stderr[-3000:]}"
+        assert (ran.data["direction"], ran.data["completed"]) == ("back", True)
+        assert ran.data["old_root_refused"] is (True if refused else None)
+        # 2. Every proxy holds exactly the roots there were, and so does every place that declares them.
+        held = {f"{pod['namespace']}/{pod['pod']}": pod["roots"] for pod in self.lab.pods() if not pod["stopping"]}
+        assert {frozenset(roots) for roots in held.values()} == {frozenset(self.old)}, held
+        assert set(ran.data["roots"]["after"]) == self.old
+        # 3. At most one root was minted, and nobody knows it.
+        self.require_one_new_root_at_most()
+        # 4. The record is closed.
+        record = self.record()
+        assert (record["rotation_id"], record["outcome"]) == (self.rotation, "rolled back")
+        assert (record["direction"], bool(record["finished"])) == ("back", True)
+        # 5. The account verifies, with any before it, and is complete.
+        account = Path(ran.data["evidence"])
+        head = record["notes"]["evidence-head"]
+        verified = self.runner.run("evidence", "verify", account, "--head", head, "-o", "json", home=self.home)
+        assert verified.code == 0, verified.stderr
+        assert (verified.data["finished"], verified.data["outcome"]) == (True, "rolled back")
+        # 6. Nobody lost a connection.
+        counts = self.lab.prober()
+        assert counts["attempted"] > 100
+        assert counts["failed"] == 0, counts["failures"][:3]
+        return [json.loads(line) for line in account.read_text().splitlines()]
 
     def _absent(self, path: str) -> bool:
         try:

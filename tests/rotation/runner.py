@@ -100,7 +100,7 @@ def serve() -> None:
     from capstan.cli import prefect_local
 
     prefect_local.prepare(Path(os.environ["CAPSTAN_HOME"]))
-    for module in ("cli.evidence", "cli.plan", "cli.rotate", "systems.linkerd.adapter"):
+    for module in ("cli.evidence", "cli.plan", "cli.rollback", "cli.rotate", "systems.linkerd.adapter"):
         importlib.import_module(f"capstan.{module}")  # for the forks
     importlib.import_module("flows.linkerd")
 
