@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -34,12 +36,46 @@ def running(domain: TrustDomain, rotation: str | None, *, take_over: bool = Fals
         if deployed():
             stack.enter_context(watched_in_prefect(domain.name))
             stack.enter_context(decided_by(ask_by_suspending))
+        else:
+            stack.enter_context(_terminated_at_once())
         try:
-            opened = open_rotation(domain, rotation, claimant=FlowRunClaimant(), take_over=take_over)
-            yield stack.enter_context(opened)
+            opened = stack.enter_context(
+                open_rotation(domain, rotation, claimant=FlowRunClaimant(), take_over=take_over)
+            )
+            before = opened.record().outcome
+            yield opened
+            _tell_end(opened, before)
         except CapstanError as error:
             raise_event(EventName.FAILED, domain, rotation, _told(error))
             raise
+
+
+def _tell_end(rotation: Rotation, before: str) -> None:
+    """Tell that the rotation has ended, unless it had before this run: which only found that nothing was left to do."""
+    record = rotation.record()
+    if record.outcome and record.outcome != before:
+        name = EventName.ROLLED_BACK if record.direction == "back" else EventName.FINISHED
+        message = f"rotation {rotation.id} of {rotation.domain.name}: {record.outcome}"
+        told = {"message": message, "old_roots": sorted(record.old), "new_root": record.new}
+        raise_event(name, rotation.domain, rotation.id, told)
+
+
+@contextmanager
+def _terminated_at_once() -> Iterator[None]:
+    """Let SIGTERM end this process at once, as it ends any other.
+
+    Prefect takes the signal over while a flow runs and then waits for a server that may have got the same one. A
+    rotation may be killed at any instruction, and its Lease is taken over from a process that is seen to be gone. A
+    worker's runs keep Prefect's handling: the worker reports them, and they are started again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _told(error: CapstanError) -> dict[str, str]:
