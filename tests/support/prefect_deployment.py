@@ -217,6 +217,21 @@ class Deployed:
             )
             return str(deployment.apply())
 
+    def deploy_inventory(self, file: Path) -> None:
+        """Bring an inventory file to the server, as `capstan deploy` does.
+
+        Raises:
+            CapstanError: The inventory or the server refuses.
+        """
+        from prefect.client.orchestration import get_client
+
+        from deployments.apply import apply, plan
+        from deployments.reading import load
+
+        inventory = load(file)
+        with self.as_client(), get_client(sync_client=True) as client:
+            list(apply(client, inventory, plan(client, inventory, file)))
+
     def await_pool(self, seconds: float = 120.0) -> None:
         """Return once the worker has made its pool."""
         self._wait(lambda: self.http.get(f"work_pools/{POOL}").is_success, "the work pool", seconds)
@@ -273,10 +288,13 @@ class Deployed:
         lines = self.ask("POST", "logs/filter", json=body)
         return "\n".join(str(line["message"]) for line in lines)
 
-    def wait_for_state(self, run: str, *names: str, seconds: float = 120.0, fatal: Sequence[str] = ()) -> str:
+    def wait_for_state(
+        self, run: str, *names: str, seconds: float = 120.0, every: float = 0.2, fatal: Sequence[str] = ()
+    ) -> str:
         """Return the state's name once it is one of `names`.
 
         Args:
+            every: Seconds between two looks.
             fatal: Names of states that end the wait as a failure at once.
 
         Raises:
@@ -291,7 +309,7 @@ class Deployed:
                 return found
             if found in fatal or time.monotonic() > deadline:
                 raise AssertionError(self.explain(run, f"waited for {' or '.join(names)}, found {found}"))
-            time.sleep(0.2)
+            time.sleep(every)
 
     def explain(self, run: str, what: str) -> str:
         """A failure's message: what the run went through."""
@@ -315,6 +333,18 @@ class Deployed:
         given = {"decision": "approve", "name": name, **answer}
         reply = self.resume(run, given)
         assert reply["status"] == "ACCEPT", reply
+
+    def sweep_now(self, thresholds: Mapping[str, float]) -> tuple[Any, ...]:
+        """Run the sweep in this process, against this server; what it found.
+
+        Args:
+            thresholds: Fields of `SweepThresholds`.
+        """
+        from capstan.rotation.reviving import SweepThresholds
+        from flows.sweep import sweep
+
+        with self.as_client():
+            return sweep(SweepThresholds.model_validate(dict(thresholds)))
 
     # --- below ------------------------------------------------------------------------------------------------------
 

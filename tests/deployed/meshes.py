@@ -1,0 +1,147 @@
+"""A mesh on the lab that is rotated through a Prefect deployment, and what must be true at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from kubernetes.client import ApiException
+
+from capstan.vaults.base import ROTATION_TAG
+from capstan.vaults.opening import open_vault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from capstan.vaults.base import Reference
+    from tests.support.labs import RunningLab
+
+DOMAIN = "mesh"
+RECORDS = "/api/v1/namespaces/capstan-system"
+RECORD = f"{RECORDS}/configmaps/capstan-rotation-{DOMAIN}"
+ROOT = f"capstan-{DOMAIN}-root"
+
+# A process that is left soon, so that even a rotation of a minute has its state `Waiting`.
+LEAVE_AFTER = "PT4S"
+
+
+@dataclass
+class Mesh:
+    """One trust domain on a lab.
+
+    Attributes:
+        home: Its evidence, and its vault unless `vault` names another one.
+        vault: URL.
+        vault_environment: What opening the vault needs in the environment.
+    """
+
+    lab: RunningLab
+    home: Path
+    vault: str = ""
+    vault_environment: Mapping[str, str] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    old: set[str] = field(default_factory=set)
+
+    def parameter(self) -> dict[str, Any]:
+        """The flow parameter `domain`."""
+        return {
+            "name": DOMAIN,
+            "clusters": [{"name": "cluster", "kubeconfig": str(self.lab.kubeconfig)}],
+            "home": str(self.home),
+            "vault": self.vault,
+            "policy": {"leave_process_after": LEAVE_AFTER, "issuer_validity": "P425D", **self.policy},
+        }
+
+    def inventory(self, file: Path, **more: Any) -> Path:
+        """An inventory file with this domain alone (JSON is YAML)."""
+        content = {
+            "schemaVersion": 1,
+            "name": "lab",
+            "work_pools": [{"name": "capstan"}],
+            "sweep": {"enabled": False},
+            "radar": {"enabled": False},
+            "domains": [{**self.parameter(), "enabled": False}],
+            **more,
+        }
+        file.write_text(json.dumps(content, indent=1))
+        return file
+
+    def forget_earlier(self) -> None:
+        """Make the cluster one that Capstan never touched, and begin to count handshakes."""
+        self.lab.clear_faults()
+        if not self._absent(RECORDS):
+            self.lab.call("DELETE", RECORDS)
+        wait_for(lambda: self._absent(RECORDS), "the earlier records to go")
+        self.old = {root for pod in self.lab.pods() for root in pod["roots"]}
+        assert len(self.old) == 1, "the lab does not begin with one root"
+        self.lab.reset_prober()
+
+    def record(self) -> dict[str, Any]:
+        """The rotation record, as the cluster has it."""
+        decoded: dict[str, Any] = json.loads(self.lab.call("GET", RECORD)["data"]["record.json"])
+        return decoded
+
+    def minted_roots(self) -> list[Reference]:
+        """Every version of the root in the vault, whatever it is tagged with."""
+        with mock.patch.dict(os.environ, self.vault_environment):
+            return list(open_vault(self.vault or f"local:{self.home / 'vault'}").find({}, ROOT))
+
+    def require_finished(self, approvals: list[tuple[str, str]]) -> None:
+        """A whole rotation that dropped nothing, with exactly these approvals (gate, who)."""
+        # 1. The record is closed; every approval that was given is in it, once, and no other.
+        record = self.record()
+        assert record["outcome"] == "completed", record
+        assert record["finished"]
+        assert [(entry["gate"], entry["by"]) for entry in record["approvals"]] == approvals
+        assert {entry["decision"] for entry in record["approvals"]} == {"approved"}
+        # 2. Exactly one root was minted, for this rotation, and every proxy holds exactly it.
+        (root,) = self.minted_roots()
+        assert root.tag[ROTATION_TAG] == record["rotation_id"]
+        assert root.fingerprint == record["new"]
+        assert root.fingerprint not in self.old
+        held = {f"{pod['namespace']}/{pod['pod']}": pod["roots"] for pod in self.lab.pods() if not pod["stopping"]}
+        assert set(map(tuple, held.values())) == {(root.fingerprint,)}, held
+        # 3. The account verifies against the record, is complete, and holds each approval once.
+        account = self.home / "evidence" / f"{DOMAIN}-{record['rotation_id']}.jsonl"
+        head = record["notes"]["evidence-head"]
+        verified = subprocess.run(
+            [sys.executable, "-m", "capstan.cli", "evidence", "verify", account, "--head", head, "-o", "json"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert verified.returncode == 0, verified.stderr
+        assert json.loads(verified.stdout)["finished"] is True
+        entries = [json.loads(line) for line in account.read_text().splitlines()]
+        noted = [(entry["body"]["gate"], entry["body"]["by"]) for entry in entries if entry["kind"] == "approval"]
+        assert noted == approvals
+        # 4. Nobody lost a connection.
+        counts = self.lab.prober()
+        assert counts["attempted"] > 100
+        assert counts["failed"] == 0, (counts["max_lag_seconds"], counts["failures"][:3])
+
+    def _absent(self, path: str) -> bool:
+        try:
+            self.lab.call("GET", path)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            return True
+        return False
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Return when the condition holds.
+
+    Raises:
+        AssertionError: It does not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.1)
