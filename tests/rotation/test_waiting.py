@@ -1,0 +1,202 @@
+"""How long a gate is watched, what is written down when a run leaves, and what it finds when it comes back."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from capstan.cluster.record import RecordStore, RotationRecord
+from capstan.config import RotationPolicy, TrustDomain
+from capstan.errors import GateTimedOut
+from capstan.evidence import Evidence, signer_from_vault
+from capstan.pki.bundle import Bundle
+from capstan.pki.mint import RootPolicy, mint_root
+from capstan.rotation.session import OLD_ROOTS, Rotation
+from capstan.rotation.waiting import watch_gate
+from capstan.trust.phase import Phase
+from capstan.vaults.opening import open_vault
+from flows.waiting import next_look
+from tests.support.apiserver import Running
+from tests.trust.domains import NEW, NOW, cluster, only, peer, settled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from capstan.trust.observation import ClusterObservation
+
+ROOT = mint_root(RootPolicy(common_name="root"), 1, NOW).certificate
+OLD = ROOT.fingerprint
+BOTH = only(OLD, NEW)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+
+
+class Mesh:
+    """A trust system that only can be looked at: what is seen depends on the time."""
+
+    cluster_name = "east"
+
+    def __init__(self, now: datetime) -> None:
+        self.time = now
+        self.looks = 0
+        self.seen: list[tuple[datetime, ClusterObservation]] = []
+
+    def now(self) -> datetime:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+
+    def observe(self, known: object = ()) -> ClusterObservation:
+        self.looks += 1
+        return [found for since, found in self.seen if since <= self.time][-1]
+
+    def certificates(self) -> dict[str, Any]:
+        return {}
+
+    def then(self, at: datetime, found: ClusterObservation) -> None:
+        self.seen.append((at, found))
+
+
+@pytest.fixture(scope="module")
+def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("apiserver"))
+    yield running
+    running.stop()
+
+
+_names = itertools.count(1)
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return Mesh(NOW)
+
+
+@pytest.fixture
+def opened(apiserver: Running, mesh: Mesh, tmp_path: Path) -> Iterator[Rotation]:
+    """A rotation past its mint, with its record on an API server: a new process each time it is asked for."""
+    domain = TrustDomain(name=f"d-{next(_names)}", home=str(tmp_path))
+    connection = apiserver.connect()
+    store = RecordStore(connection, domain.name)
+    record = RotationRecord(rotation_id="r", domain=domain.name, system="linkerd", started=NOW, new=NEW)
+    store.begin(record.model_copy(update={"old": only(OLD), "notes": {OLD_ROOTS: Bundle.of(ROOT).pem()}}))
+    vault = open_vault(f"local:{tmp_path / 'vault'}")
+    account = Evidence.open(tmp_path / "account.jsonl", signer_from_vault(vault), "r", clock=mesh.now)
+    systems: Any = {"east": mesh}
+    yield Rotation(
+        domain, "r", systems, {"east": store}, vault, account,
+        resumed=False, requests=lambda: 0, now=mesh.now, sleep=mesh.sleep,
+    )  # fmt: skip
+    connection.close()
+
+
+def half_trusting() -> ClusterObservation:
+    """Every bundle and nearly every proxy has both roots; one was not restarted yet."""
+    late = peer("late-1", trusts=only(OLD), anchors=only(OLD), owner="late")
+    return cluster([peer(trusts=BOTH, anchors=only(OLD)), late], bundle=BOTH, issuer=only(OLD))
+
+
+def half_renewed(until: datetime) -> ClusterObservation:
+    """Everybody trusts both, the issuer is new, and one old leaf lives on."""
+    old = peer("old-1", trusts=BOTH, anchors=only(OLD), until=until, owner="old")
+    return cluster([peer(trusts=BOTH, anchors=only(NEW)), old], bundle=BOTH, issuer=only(NEW))
+
+
+def test_a_wait_without_patience_lasts_until_the_evidence_is_there(opened: Rotation, mesh: Mesh) -> None:
+    mesh.then(NOW, half_trusting())
+    mesh.then(NOW + 7 * MINUTE, settled(BOTH, OLD))
+    look = watch_gate(opened, Phase.ISSUE)
+    assert look.open
+    assert NOW + 7 * MINUTE <= mesh.time < NOW + 9 * MINUTE
+    assert opened.record().deadlines == {}
+
+
+def test_patience_ends_the_watching_and_says_who_is_waited_for_and_until_when(opened: Rotation, mesh: Mesh) -> None:
+    mesh.then(NOW, half_trusting())
+    look = watch_gate(opened, Phase.ISSUE, 2 * MINUTE)
+    assert not look.open
+    assert (look.done, look.total) == (1, 2)
+    assert any("late-1" in name for name in look.waiting_for)
+    assert look.until == NOW + opened.domain.policy.restart_deadline
+    assert 2 * MINUTE <= mesh.time - NOW < 4 * MINUTE
+
+
+def test_the_bound_of_a_wait_for_leaves_is_the_end_of_the_last_old_leaf(opened: Rotation, mesh: Mesh) -> None:
+    until = NOW + 17 * HOUR
+    mesh.then(NOW, half_renewed(until))
+    assert watch_gate(opened, Phase.DISTRUST, MINUTE).until == until
+
+
+def test_a_run_that_comes_back_does_not_begin_its_wait_anew(opened: Rotation, mesh: Mesh) -> None:
+    mesh.then(NOW, half_trusting())
+    opened.keep_deadline(watch_gate(opened, Phase.ISSUE, MINUTE))
+    deadline = NOW + opened.domain.policy.restart_deadline
+    assert set(opened.record().deadlines.values()) == {deadline}
+    mesh.time = deadline - 5 * MINUTE
+    assert watch_gate(opened, Phase.ISSUE, MINUTE).until == deadline
+
+
+def test_a_deadline_that_passed_while_nobody_looked_refuses_nothing_that_is_there(opened: Rotation, mesh: Mesh) -> None:
+    mesh.then(NOW, half_trusting())
+    opened.keep_deadline(watch_gate(opened, Phase.ISSUE, MINUTE))
+    mesh.then(NOW + 45 * MINUTE, settled(BOTH, OLD))
+    mesh.time = NOW + 50 * MINUTE
+    looks = mesh.looks
+    assert watch_gate(opened, Phase.ISSUE, MINUTE).open
+    assert mesh.looks == looks + 1
+    assert opened.record().deadlines == {}
+
+
+def test_past_its_deadline_a_wait_names_who_is_missing_and_the_next_run_waits_anew(
+    opened: Rotation, mesh: Mesh
+) -> None:
+    mesh.then(NOW, half_trusting())
+    opened.keep_deadline(watch_gate(opened, Phase.ISSUE, MINUTE))
+    mesh.time = NOW + 50 * MINUTE
+    with pytest.raises(GateTimedOut) as timed_out:
+        watch_gate(opened, Phase.ISSUE, MINUTE)
+    assert any("late-1" in name for name in timed_out.value.stragglers)
+    assert opened.record().deadlines == {}
+    look = watch_gate(opened, Phase.ISSUE, MINUTE)
+    assert not look.open
+    assert look.until > mesh.time
+
+
+def test_a_short_rest_of_a_wait_is_waited_out_in_the_process(opened: Rotation, mesh: Mesh) -> None:
+    until = NOW + 90 * timedelta(seconds=1)
+    mesh.then(NOW, half_renewed(until))
+    mesh.then(until - timedelta(seconds=10), settled(BOTH, NEW))
+    assert watch_gate(opened, Phase.DISTRUST, 2 * MINUTE).open
+
+
+def test_a_day_is_looked_at_a_few_times_and_once_more_at_its_end() -> None:
+    until, now, looks = NOW + 24 * HOUR, NOW, []
+    while now < until:
+        now = next_look(now, until, 2 * MINUTE)
+        looks.append(now)
+    assert looks[0] == NOW + 6 * HOUR
+    assert looks[-1] == until
+    assert len(looks) < 30
+    assert all(later - earlier >= MINUTE for earlier, later in itertools.pairwise(looks[:-1]))
+
+
+def test_a_wait_that_is_over_is_looked_at_again_at_once() -> None:
+    assert next_look(NOW, NOW - HOUR, 2 * MINUTE) == NOW
+
+
+def test_each_phase_left_fills_the_budget_of_restarts_again(opened: Rotation, mesh: Mesh) -> None:
+    mesh.then(NOW, settled(BOTH, OLD))
+    opened.remember(lambda record: record.model_copy(update={"budget": 1}))
+    with opened.phase(Phase.TRUST):
+        pass
+    assert opened.record().budget == 5
+
+
+def test_the_policy_says_after_how_long_a_run_leaves_its_process() -> None:
+    assert RotationPolicy().leave_process_after == 2 * MINUTE
