@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from cyclopts import Parameter
 from rich.markdown import Markdown
@@ -19,6 +19,8 @@ from capstan.cli.output import Exit, Output, print_data, print_table, stderr, st
 from capstan.errors import InvalidInput, VerificationFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from capstan.approvals.block import RequestBlock
@@ -56,7 +58,7 @@ class AnswerOptions:
 
 def approve(
     run: str | None = None,
-    options: AnswerOptions = AnswerOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
+    options: AnswerOptions = AnswerOptions(),  # frozen: cyclopts fills the fields in
     *,
     print_statement: Annotated[bool, Parameter(negative=())] = False,
     yes: Annotated[bool, Parameter(alias="-y", negative=())] = False,
@@ -135,32 +137,39 @@ def _print_page(console: Console, run: AskedRun) -> None:
     # The page comes from a server: nothing in it may steer the terminal.
     page = "".join(character for character in run.page if character == "\n" or character.isprintable())
     console.print(Markdown(page), width=min(console.width, 100))
-    console.print()
+    console.print(f"\nrequest {run.block.request}, digest {run.block.digest}\n")
 
 
 def _statement(block: RequestBlock, options: AnswerOptions, *, ask: bool) -> Statement:
-    """What is answered; asked for where it was not given."""
-    console = stderr()
-    decision: Answer | None = options.decision
-    interactive = ask and decision is None
-    if decision is None:
-        said = Prompt.ask("Decision", console=console, choices=["approve", "reject", "hold"])
-        decision = "approve" if said == "approve" else "reject" if said == "reject" else "hold"
-    name = plain(options.name) or _default_name(block)
-    if interactive and not options.name:
-        choices = list(block.keys) or None
-        name = Prompt.ask("Name", console=console, choices=choices, default=name or None) or ""
-    ticket = options.ticket or (Prompt.ask("Ticket", console=console, default="") if interactive else "")
-    comment = options.comment or (Prompt.ask("Comment", console=console, default="") if interactive else "")
-    if block.keys and name not in block.keys:
+    """What is answered; asked for where no decision was given."""
+    decision: str | None = options.decision
+    name, ticket, comment = options.name or _default_name(block), options.ticket, options.comment
+    if decision is None and ask:
+        decision = _asked_for("Decision", choices=("approve", "reject", "hold"))
+        name = options.name or _asked_for("Name", default=name, choices=tuple(block.keys))
+        ticket = ticket or _asked_for("Ticket")
+        comment = comment or _asked_for("Comment")
+    if decision not in get_args(Answer):
+        raise InvalidInput(
+            "there is no answer to send", observed=f"decision {decision}", expected="--decision approve|reject|hold",
+            next_command=_HELP,
+        )  # fmt: skip
+    if block.keys and plain(name) not in block.keys:
         raise InvalidInput(
             "this answer would never count: its name is not listed", where=f"trust domain {block.domain}",
             observed=name or "no --name", expected=f"--name, one of: {', '.join(block.keys)}", next_command=_HELP,
         )  # fmt: skip
     return Statement(
-        block.domain, block.rotation, block.turn, block.gate, block.request, block.digest, decision, plain(name),
-        plain(ticket), plain(comment),
+        block.domain, block.rotation, block.turn, block.gate, block.request, block.digest, cast("Answer", decision),
+        plain(name), plain(ticket), plain(comment),
     )  # fmt: skip
+
+
+def _asked_for(label: str, *, default: str = "", choices: Sequence[str] = ()) -> str:
+    console = stderr()
+    if choices and default not in choices:
+        return Prompt.ask(label, console=console, choices=list(choices))
+    return Prompt.ask(label, console=console, choices=list(choices) or None, default=default)
 
 
 def _default_name(block: RequestBlock) -> str:
@@ -182,7 +191,7 @@ def _signature(block: RequestBlock, statement: Statement, options: AnswerOptions
                 observed="neither --key nor --signature", expected=f"a signature of {' or '.join(block.keys)}",
                 next_command="add --key FILE, or sign by hand what --print-statement prints",
             )  # fmt: skip
-        key = Path(Prompt.ask("Key to sign with", console=stderr(), default="~/.ssh/id_ed25519")).expanduser()
+        key = Path(_asked_for("Key to sign with", default="~/.ssh/id_ed25519")).expanduser()
     if options.signature is not None:
         signature = _read(options.signature)
     else:
@@ -249,7 +258,6 @@ def _report(run: AskedRun, statement: Statement, *, signed: bool, output: Output
         print_data({**sent, **statement.fields()}, output)
         return
     how = "signed answer" if signed else "answer"
-    stdout().print(
-        f"{statement.decision}: {how} of {statement.name} to {statement.gate} of {statement.domain} was taken"
-    )
+    about = f"{statement.gate} of {statement.domain}"
+    stdout().print(f"{statement.decision}: the {how} of {statement.name} about {about} was taken down", soft_wrap=True)
     stdout().print(f"the run goes on: {run.url}", soft_wrap=True)
