@@ -43,7 +43,8 @@ def roll_back(about: About) -> str:
         about,
         f"Brings trust domain **{about.domain.name}** ({_clusters(about.domain)}) back to the roots it had before the "
         "rotation under way, through the same gates, without dropping a handshake.",
-        "- **Begins** when a person starts it; it has no schedule. First cancel the rotation's run.",
+        "- **Begins** when a person starts it; it has no schedule. A run of the rotation that waits or is suspended is "
+        "cancelled; one that is at work has to be cancelled first.",
         f"- **Asks** before it changes the mesh. {_who(about.domain)}",
     )
 
@@ -61,8 +62,8 @@ def sweep(interval: timedelta) -> str:
     """Of the watch over dead runs."""
     return (
         f"Every {int(interval.total_seconds() // 60)} minutes: finds runs of Capstan whose process, worker or server "
-        "died and schedules them again under the same run id, within a budget kept in the cluster. Never touches a run that "
-        "waits, is suspended or was cancelled.\n"
+        "died and schedules them again under the same run id, within a budget kept in the cluster. Never touches a run "
+        "that waits, is suspended or was cancelled.\n"
     )
 
 

@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from capstan.config import DnsLabel, RotationPolicy, TrustDomain
+from capstan.rotation.expiry import WarnBefore
 from capstan.rotation.reviving import SweepThresholds
 from capstan.window import MaintenanceWindow, TimeZone
 from deployments.notifications import Notifications
 
 _PLAIN = ConfigDict(frozen=True, extra="forbid")
-# A rotation a year leaves up to 53 weeks between two starts; an issuer has to outlive that, and the rotation itself.
-ISSUER_VALIDITY = timedelta(days=425)
+# A rotation a year leaves up to 53 weeks between two starts. An issuer has to outlive that and the rotation itself, by
+# more than the radar's warning comes before its end.
+ISSUER_VALIDITY = timedelta(days=450)
 _RESERVED_TAGS = ("capstan", "domain:", "system:", "inventory:")
 
 
@@ -95,7 +97,7 @@ class Defaults(BaseModel):
 
     policy: RotationPolicy = Field(
         default=RotationPolicy(),
-        description="Merged with each domain's, key by key; issuer_validity is 425 days by default",
+        description="Merged with each domain's, key by key; issuer_validity is 450 days by default",
     )
     vault: str = Field(default="", description="Where private keys live: local:/path or https://NAME.vault.azure.net")
     home: str = Field(default="", description="Directory on the worker for evidence; default: its $CAPSTAN_HOME")
@@ -172,7 +174,7 @@ class Radar(BaseModel):
     cron: str | None = Field(
         default=None, description="In each domain's time zone; default: daily between 06:00 and 07:00, spread by name"
     )
-    parameters: dict[str, Any] = Field(default_factory=dict, description="Thresholds, as the flow names them")
+    warn_before: WarnBefore = Field(default=WarnBefore(), description="From when on an end is told, and how urgently")
 
 
 class Inventory(BaseModel):

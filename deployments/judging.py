@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+from capstan.approvals.keys import listed
+from capstan.approvals.policy import compiled
+from capstan.errors import InvalidInput
 from deployments.inventory import DomainEntry, Inventory
 from deployments.problems import Path, Problem
 from deployments.spread import APART, distance
@@ -110,22 +113,27 @@ def _policy(inventory: Inventory, entry: DomainEntry, path: Path, source: Source
 
     def place(field: str) -> Path:
         own: Path = (*path, "policy", field)
-        return own if own in source.places or ("defaults", "policy", field) not in source.places else (
-            "defaults", "policy", field,
-        )  # fmt: skip
+        shared: Path = ("defaults", "policy", field)
+        return own if own in source.places or shared not in source.places else shared
 
-    people = {approver.name for approver in policy.approvers}
-    if policy.approvers and policy.quorum > len(people):
-        yield source.problem(
-            place("quorum"), f"a quorum of {policy.quorum}", f"at most the {len(people)} approvers listed"
-        )
-    elif not policy.approvers and policy.quorum > 1:
-        yield source.problem(place("quorum"), f"a quorum of {policy.quorum}", "approvers: whose signatures count")
+    unusable = False
+    for at, approver in enumerate(policy.approvers):
+        try:
+            listed(approver)
+        except InvalidInput as error:
+            unusable = True
+            yield source.problem((*place("approvers"), at, "key"), error.observed or error.what, error.expected)
+    try:
+        if not unusable:
+            compiled(policy.approvers, policy.quorum, "inventory")
+    except InvalidInput as error:
+        field = "quorum" if error.where.endswith("quorum") else "approvers"
+        yield source.problem(place(field), f"{error.what}: {error.observed}", error.expected)
     window = inventory.window(entry)
     if window.length < policy.restart_deadline:
-        field: Path = (*path, "maintenance_window")
+        own_window: Path = (*path, "maintenance_window")
         yield source.problem(
-            field if field in source.places else ("defaults", "maintenance_window"),
+            own_window if own_window in source.places else ("defaults", "maintenance_window"),
             f"{window}, open for {_spoken(window.length)}",
             f"at least restart_deadline, {_spoken(policy.restart_deadline)}: one restart would outlast it",
         )

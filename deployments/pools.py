@@ -118,6 +118,12 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[Field, 
 
 
 def _process_template() -> dict[str, Any]:
+    """Prefect's own for a process pool, but for one thing: a run does not print through its worker.
+
+    Where it does, it dies of the broken pipe when the worker is killed; the server has its log in any case.
+    """
     from prefect.workers.process import ProcessWorker
 
-    return ProcessWorker.get_default_base_job_template()
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["stream_output"]["default"] = False
+    return template

@@ -145,10 +145,13 @@ def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None) ->
         daily = Timed("daily", words, CronSchedule(cron=cron, timezone=zone))
         result.append(
             _deployment(
-                RADAR, parameters=parameters | inventory.radar.parameters, description=describing.radar(about),
-                schedules=_by_role(daily) if entry.enabled else {}, **common,
+                RADAR,
+                parameters=parameters | {"warn_before": as_json(inventory.radar.warn_before)},
+                description=describing.radar(about),
+                schedules=_by_role(daily) if entry.enabled else {},
+                **common,
             )
-        )  # fmt: skip
+        )
     return result
 
 

@@ -12,6 +12,7 @@ from capstan.errors import InvalidInput
 from deployments.reading import load, read
 from tests.deployments.inventories import domains, reading
 
+ANN = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKcahB0FW0EkTIxFiaGefa7Po1frzOyjlEUbOIqelabd"
 EXAMPLE = Path(__file__).parents[2] / "deployments" / "example.yaml"
 
 
@@ -169,10 +170,21 @@ class TestWhatNoSingleFieldShows:
         found = reading(domains("a", more=f", policy: {{issuer_validity: P{days}D}}"))
         assert [problem.field for problem in found.errors] == ([] if right else ["domains[0].policy.issuer_validity"])
 
-    def test_a_quorum_of_more_than_the_approvers(self) -> None:
-        approvers = ", policy: {quorum: 2, approvers: [{name: ann, key: k1}, {name: ann, key: k2}]}"
+    def test_a_quorum_that_no_number_of_approvers_reaches(self) -> None:
+        approvers = f", policy: {{quorum: 2, approvers: [{{name: ann, key: {ANN}}}]}}"
         (problem,) = reading(domains("a", more=approvers)).errors
-        assert (problem.field, problem.expected) == ("domains[0].policy.quorum", "at most the 1 approvers listed")
+        assert (problem.field, problem.expected) == (
+            "domains[0].policy.quorum", "at most the 1 different people listed",
+        )  # fmt: skip
+        assert [p.field for p in reading(domains("a", more=", policy: {quorum: 2}")).errors] == [
+            "domains[0].policy.quorum"
+        ]
+
+    def test_an_approvers_key_that_is_none(self) -> None:
+        approvers = f", policy: {{approvers: [{{name: ann, key: {ANN}}}, {{name: bob, key: nonsense}}]}}"
+        (problem,) = reading(domains("a", more=approvers)).errors
+        assert problem.field == "domains[0].policy.approvers[1].key"
+        assert problem.expected == "one line of an OpenSSH .pub file, or a PEM certificate"
 
     def test_a_local_vault_where_pods_come_and_go_is_a_warning(self) -> None:
         text = "work_pools: [{name: capstan, type: kubernetes, base_job_template: t.json}]\n" + domains("a")
