@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import httpx
 
+from tests.support.leash import Leash
 from tests.support.prefect_server import await_health, free_port
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 POOL = "capstan"
-MARK = "CAPSTAN_TEST_DEPLOYMENT"
 
 # What makes launch -> RUNNING fast on a machine that does little else. Nothing here changes what a run means.
 _SETTINGS = {
@@ -71,12 +71,11 @@ class Deployed:
         self.port = free_port()
         self.api_url = f"http://127.0.0.1:{self.port}/api"
         self.ui_url = f"http://127.0.0.1:{self.port}"
-        self.mark = uuid.uuid4().hex
+        self._leash = Leash()
         self._ui = ui
         self._wants_worker = worker
         self._server: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
-        self._leash: subprocess.Popen[bytes] | None = None
         self._logs: list[IO[bytes]] = []
         self.client_environment = {
             **_SETTINGS,
@@ -92,10 +91,7 @@ class Deployed:
 
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
-        # Whatever carries our mark dies when this process does, however it dies: the leash reads the end of our pipe.
-        self._leash = subprocess.Popen(
-            [sys.executable, "-c", _LEASH, MARK, self.mark], stdin=subprocess.PIPE, start_new_session=True
-        )
+        self._leash.__enter__()
         try:
             self.start_server()
             if self._wants_worker:
@@ -115,8 +111,7 @@ class Deployed:
             if part is not None:
                 part.kill()
                 part.wait()
-        if self._leash is not None:
-            self._leash.communicate()
+        self._leash.__exit__()
         for log in self._logs:
             log.close()
 
@@ -170,7 +165,7 @@ class Deployed:
     def flow_processes(self, run: str) -> list[int]:
         """Process ids of a run that are alive now."""
         wanted = f"PREFECT__FLOW_RUN_ID={run}".encode()
-        return [pid for pid, environment in _environments() if wanted in environment and self._ours(environment)]
+        return [pid for pid, environment in _environments() if wanted in environment and self._leash.holds(environment)]
 
     @property
     def worker_log(self) -> str:
@@ -355,7 +350,7 @@ class Deployed:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *command],
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=self.home,
-            env={**others, **environment, MARK: self.mark},
+            env={**others, **environment, **self._leash.environment},
         )  # fmt: skip
 
     @staticmethod
@@ -363,9 +358,6 @@ class Deployed:
         assert part is not None, "it is not running"
         part.kill()
         part.wait()
-
-    def _ours(self, environment: Sequence[bytes]) -> bool:
-        return f"{MARK}={self.mark}".encode() in environment
 
     def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -380,27 +372,3 @@ def _environments() -> Iterator[tuple[int, list[bytes]]]:
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             yield int(path.parent.name), path.read_bytes().split(b"\0")
-
-
-# Runs on its own, so that it outlives whoever it watches.
-_LEASH = """
-import glob, os, signal, sys
-sys.stdin.buffer.read()
-mark = (sys.argv[1] + "=" + sys.argv[2]).encode()
-for _ in range(20):
-    found = []
-    for path in glob.glob("/proc/[0-9]*/environ"):
-        try:
-            with open(path, "rb") as file:
-                if mark in file.read().split(b"\\0"):
-                    found.append(int(path.split("/")[2]))
-        except OSError:
-            pass
-    if not found:
-        break
-    for pid in found:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except OSError:
-            pass
-"""
