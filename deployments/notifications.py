@@ -38,7 +38,7 @@ class Notified(StrEnum):
 class WebhookTarget(BaseModel):
     """Where notifications are sent: one HTTP POST each, JSON, with `text` as chat systems want it and fields beside."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: SecretStr | None = Field(
         default=None, description="The webhook's URL. It is a secret: better name a variable with url_from_env"

@@ -38,12 +38,12 @@ class Domain:
     def parameter(self) -> dict[str, Any]:
         return {"name": self.name, "clusters": [{"name": "test", "kubeconfig": str(self.api.server.kubeconfig)}]}
 
-    def launch(self, state: str, name: str = "", **more: Any) -> str:
-        """A run in a state, by type (`CRASHED`) and maybe name; no worker ever touches it."""
+    def launch(self, state: str, state_name: str = "", **more: Any) -> str:
+        """A run in a state, by type (`CRASHED`) and maybe its name; no worker ever touches it."""
         body = {"tags": ["capstan", self.tag], **more}
         body.setdefault("parameters", {"domain": self.parameter})
         run = self.prefect.launch(self.deployment, **body)
-        self.enter(run, state, name)
+        self.enter(run, state, state_name)
         return run
 
     def enter(self, run: str, state: str, name: str = "") -> None:

@@ -21,7 +21,7 @@ from flows.sweep import RECOVERING, Swept, sweep
 if TYPE_CHECKING:
     from tests.flows.conftest import Domain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 AT_ONCE = SweepThresholds(silent_seconds=0.001, crashed_seconds=0, pending_seconds=0.001)
 
