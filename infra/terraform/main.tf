@@ -1,5 +1,5 @@
-# Where Capstan keeps private keys in production, and who may touch them: one Key Vault, one identity that rotates, one that
-# reads. Pods become them by workload identity; there is no client secret anywhere.
+# Where Capstan keeps private keys in production, and who may touch them: one Key Vault, one identity that rotates, one
+# that reads. Pods become them by workload identity; there is no client secret anywhere.
 
 data "azurerm_client_config" "current" {}
 

@@ -22,6 +22,9 @@ output "annotate" {
   description = "Commands that tie each cluster's ServiceAccounts to the identities."
   value = [
     for account, identity in azurerm_user_assigned_identity.capstan :
-    "kubectl annotate serviceaccount ${account} -n ${var.kubernetes_namespace} azure.workload.identity/client-id=${identity.client_id}"
+    join(" ", [
+      "kubectl annotate serviceaccount", account, "-n", var.kubernetes_namespace,
+      "azure.workload.identity/client-id=${identity.client_id}",
+    ])
   ]
 }

@@ -14,7 +14,7 @@ variable "resource_group_name" {
 
   validation {
     condition     = can(regex("^[-\\w._()]{0,89}[-\\w_()]$", var.resource_group_name))
-    error_message = "resource_group_name has 1 to 90 letters, digits, '-', '_', '.', '(' or ')' and does not end with a dot."
+    error_message = "resource_group_name has 1 to 90 letters, digits, -, _, ., ( or ) and does not end with a dot."
   }
 }
 
@@ -27,7 +27,7 @@ variable "key_vault_name" {
       can(regex("^[a-zA-Z][-a-zA-Z0-9]{1,22}[a-zA-Z0-9]$", var.key_vault_name))
       && !strcontains(var.key_vault_name, "--")
     )
-    error_message = "key_vault_name has 3 to 24 letters, digits and single hyphens, begins with a letter and does not end with a hyphen."
+    error_message = "key_vault_name has 3 to 24 letters, digits and single hyphens inside, and begins with a letter."
   }
 }
 
@@ -44,9 +44,9 @@ variable "name_prefix" {
 
 variable "clusters" {
   description = <<-EOT
-    The clusters whose workers use the vault: a name of your own => the issuer URL of the cluster's ServiceAccount tokens
-    (AKS: az aks show --query oidcIssuerProfile.issuerUrl). Only clusters that run a Capstan worker belong here; those that
-    are rotated from elsewhere need no Azure identity.
+    The clusters whose workers use the vault: a name of your own => the issuer URL of the cluster's ServiceAccount
+    tokens (AKS: az aks show --query oidcIssuerProfile.issuerUrl). Only clusters that run a Capstan worker belong here;
+    those that are rotated from elsewhere need no Azure identity.
   EOT
   type        = map(string)
 
@@ -62,7 +62,7 @@ variable "clusters" {
 
   validation {
     condition     = alltrue([for issuer in values(var.clusters) : can(regex("^https://[^\\s?#]+$", issuer))])
-    error_message = "An issuer in clusters is an https URL, written exactly as in the tokens' iss claim (mind the final slash)."
+    error_message = "An issuer in clusters is an https URL, exactly as in the tokens' iss claim (mind the final slash)."
   }
 }
 
@@ -73,7 +73,7 @@ variable "kubernetes_namespace" {
 
   validation {
     condition     = can(regex("^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", var.kubernetes_namespace))
-    error_message = "kubernetes_namespace is a DNS label (RFC 1123): lower-case letters, digits and hyphens inside, at most 63."
+    error_message = "kubernetes_namespace is a DNS label (RFC 1123): at most 63 lower-case letters, digits, hyphens inside."
   }
 }
 
@@ -100,7 +100,7 @@ variable "soft_delete_retention_days" {
 }
 
 variable "allowed_ip_ranges" {
-  description = "Public IPv4 addresses or CIDR blocks (/30 or larger) that may reach the vault; everything else is denied."
+  description = "Public IPv4 addresses or CIDR blocks (/30 or larger) that may reach the vault; the rest is denied."
   type        = set(string)
   default     = []
 
@@ -115,21 +115,23 @@ variable "allowed_ip_ranges" {
 }
 
 variable "allowed_subnet_ids" {
-  description = "Subnets (with the service endpoint Microsoft.KeyVault) that may reach the vault, such as the workers' nodes'."
+  description = "Subnets (with the service endpoint Microsoft.KeyVault) that may reach the vault."
   type        = set(string)
   default     = []
 
   validation {
     condition = alltrue([
       for id in var.allowed_subnet_ids :
-      can(regex("^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\\.Network/virtualNetworks/[^/]+/subnets/[^/]+$", id))
+      can(regex(
+        "^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\\.Network/virtualNetworks/[^/]+/subnets/[^/]+$", id
+      ))
     ])
     error_message = "allowed_subnet_ids holds resource ids of subnets."
   }
 }
 
 variable "public_network_access_enabled" {
-  description = "false where the vault is reached by private endpoints only; then no address or subnet rule has an effect."
+  description = "false where the vault is reached by private endpoints only; then the two rules above have no effect."
   type        = bool
   default     = true
 }

@@ -4,7 +4,7 @@ terraform {
   required_providers {
     azurerm = {
       source = "hashicorp/azurerm"
-      # 4.65 brought user_assigned_identity_id on federated credentials; every argument used here exists unchanged in 5.x.
+      # 4.65 brought user_assigned_identity_id on federated credentials; every argument used here is in 5.x too.
       version = ">= 4.65.0, < 6.0.0"
     }
   }

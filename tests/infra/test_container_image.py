@@ -86,9 +86,7 @@ def test_history_environments_tests_and_the_lab_stay_out_of_the_context(path: st
     assert not in_context(path)
 
 
-@pytest.mark.parametrize(
-    "path", ["capstan/cli/rotate.py", "infra/kubernetes/base-job-template.json", "flows/linkerd.py"]
-)
+@pytest.mark.parametrize("path", ["capstan/cli/rotate.py", "infra/kubernetes/work-pool.json", "flows/linkerd.py"])
 def test_the_product_is_in_the_context(path: str) -> None:
     assert (ROOT / path).exists()
     assert in_context(path)
@@ -108,7 +106,7 @@ def test_bases_are_pinned_by_tag_and_python_is_the_one_that_is_supported() -> No
 def test_it_runs_as_a_user_that_is_not_root_and_the_one_of_the_manifests() -> None:
     (user,) = all_of("USER")
     assert user == "10001:10001"
-    for file in (KUBERNETES / "worker" / "worker.yaml", KUBERNETES / "base-job-template.json"):
+    for file in (KUBERNETES / "worker" / "worker.yaml", KUBERNETES / "work-pool.json"):
         assert re.search(r"runAsUser\"?: 10001\b", file.read_text())
     last = [word for word, _ in instructions()]
     assert "RUN" not in last[last.index("USER") :], "nothing is installed as the user"
@@ -158,7 +156,7 @@ def test_its_install_steps_give_the_commands_from_the_lock_file_alone(tmp_path: 
     look = (
         "import importlib.util as u, importlib.resources as r, flows.linkerd;"
         "print([u.find_spec(name) is None for name in ('pytest', 'infra.lab')],"
-        "r.files('infra').joinpath('kubernetes/base-job-template.json').is_file())"
+        "r.files('infra').joinpath('kubernetes/work-pool.json').is_file())"
     )
     quiet = {**variables, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     found = subprocess.run(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EVERYTHING = resources(KUBERNETES)
 OLDEST = "1.30"  # where ValidatingAdmissionPolicy became v1
 VERSIONS = (OLDEST, kubernetes_validate.latest_version())
-TEMPLATE = json.loads((KUBERNETES / "base-job-template.json").read_text())
+TEMPLATE = json.loads((KUBERNETES / "work-pool.json").read_text())
 # Prefect's Kubernetes worker refuses a template that lacks these two fields in the pod, where Kubernetes has no such
 # fields and drops them (prefect_kubernetes/worker.py, _get_base_job_manifest).
 PREFECTS_OWN = ("parallelism", "completions")
@@ -86,7 +86,7 @@ def test_every_variable_of_the_template_is_used_and_every_placeholder_is_a_varia
 def test_the_values_of_variables_reach_the_job() -> None:
     job = rendered(
         image="registry.example/capstan:2", service_account_name="capstan-reader", state_claim="other",
-        approvers_config_map="who", kubeconfigs_secret="clusters", finished_job_ttl=60, memory_limit="2Gi",
+        approvers_config_map="who", kubeconfig_secret="clusters", finished_job_ttl=60, memory_limit="2Gi",
         cpu_request="1", memory_request="1Gi", namespace="elsewhere", image_pull_policy="Always",
     )  # fmt: skip
     pod = job["spec"]["template"]["spec"]
@@ -97,8 +97,8 @@ def test_the_values_of_variables_reach_the_job() -> None:
     assert container["resources"] == {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}
     sources = {volume["name"]: volume for volume in pod["volumes"]}
     assert sources["state"]["persistentVolumeClaim"]["claimName"] == "other"
-    assert sources["approvers"]["configMap"]["name"] == "who"
-    assert sources["kubeconfigs"]["secret"]["secretName"] == "clusters"
+    approvers, kubeconfig = sources["configuration"]["projected"]["sources"]
+    assert (approvers["configMap"]["name"], kubeconfig["secret"]["name"]) == ("who", "clusters")
 
 
 def test_a_job_is_run_once_and_its_retries_are_left_to_prefect() -> None:
@@ -135,10 +135,12 @@ def test_what_a_pod_mounts_exists_or_may_be_missing(who: str) -> None:
     for volume in pod["volumes"]:
         if claim := volume.get("persistentVolumeClaim"):
             assert f"capstan/{claim['claimName']}" in named("PersistentVolumeClaim")
-        if config := volume.get("configMap"):
-            assert f"capstan/{config['name']}" in named("ConfigMap")
-        if secret := volume.get("secret"):
-            assert secret["optional"] is True
+        for source in volume.get("projected", {}).get("sources", []):
+            if config := source.get("configMap"):
+                data = named("ConfigMap")[f"capstan/{config['name']}"]["data"]
+                assert {item["key"] for item in config["items"]} <= set(data)
+            else:
+                assert source["secret"]["optional"] is True
     for source in pod["containers"][0].get("envFrom", []):
         assert f"capstan/{source['configMapRef']['name']}" in named("ConfigMap")
 
@@ -154,8 +156,12 @@ def test_all_that_a_flow_run_writes_is_on_a_volume_and_evidence_on_one_that_last
     assert environment["PREFECT_HOME"].startswith(f"{environment['HOME']}/")
     assert "emptyDir" in volumes[mounts["/tmp"]]
     directory, _, file = environment["CAPSTAN_APPROVERS"].rpartition("/")
-    approvers = volumes[mounts[directory]]["configMap"]["name"]
-    assert file in named("ConfigMap")[f"capstan/{approvers}"]["data"]
+    paths = [
+        item["path"]
+        for source in volumes[mounts[directory]]["projected"]["sources"]
+        for item in source.get("configMap", {}).get("items", [])
+    ]
+    assert paths == [file]
 
 
 def test_the_worker_hands_on_settings_that_hold_in_its_jobs() -> None:
