@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from capstan.pki.keys import KeyAlgorithm
+from capstan.window import MaintenanceWindow, TimeZone
 
 # A name ends up in ConfigMap, Lease and Key Vault secret names: RFC 1123 label (RFC 1123 section 2.1, Kubernetes
 # "DNS label"), short enough to leave room for our own prefixes and suffixes.
@@ -100,6 +101,10 @@ class RotationPolicy(BaseModel):
         default=timedelta(minutes=2),
         description="In a deployment, a wait that will last longer than this gives its process back and is resumed",
     )
+    window: MaintenanceWindow | None = Field(
+        default=None, description="A phase that changes the mesh begins only while it is open; default: at any time"
+    )
+    time_zone: TimeZone = Field(default="UTC", description="IANA name; the window is in its local time")
 
 
 class TrustDomain(BaseModel):

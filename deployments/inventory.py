@@ -193,8 +193,9 @@ class Inventory(BaseModel):
 
     def trust_domain(self, entry: DomainEntry) -> TrustDomain:
         """The flow's parameter: the entry with the defaults filled in."""
-        merged = {"issuer_validity": ISSUER_VALIDITY}
+        merged: dict[str, Any] = {"issuer_validity": ISSUER_VALIDITY}
         merged |= self.defaults.policy.model_dump(exclude_unset=True) | entry.policy.model_dump(exclude_unset=True)
+        merged = {"window": self.window(entry), "time_zone": self.zone(entry)} | merged
         own = {name: getattr(entry, name) for name in TrustDomain.model_fields}
         own["policy"] = RotationPolicy.model_validate(merged)
         own["vault"] = entry.vault or self.defaults.vault

@@ -18,7 +18,7 @@ from flows.approval import approved
 from flows.claims import cancel_waiting_run
 from flows.rolling_back import back, roll_back_when_approved
 from flows.running import running
-from flows.waiting import await_convergence, await_gate
+from flows.waiting import await_convergence, await_gate, await_window
 from tasks import steps
 
 
@@ -101,6 +101,7 @@ def trust(rotation: Rotation) -> None:
     with rotation.phase(Phase.TRUST):
         await_gate(rotation, Phase.TRUST)
         approved(rotation, Phase.TRUST)
+        await_window(rotation, Phase.TRUST)  # (+) nothing restarts outside the domain's maintenance window
         for cluster in rotation.systems:
             steps.widen_bundle(rotation, cluster)
         for cluster in rotation.systems:
@@ -115,6 +116,7 @@ def issue(rotation: Rotation) -> None:
     with rotation.phase(Phase.ISSUE):
         await_gate(rotation, Phase.ISSUE)
         approved(rotation, Phase.ISSUE)
+        await_window(rotation, Phase.ISSUE)
         for cluster in rotation.systems:
             steps.back_up_issuer(rotation, cluster)  # (+) the way back
             steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy would not trust it
@@ -130,6 +132,7 @@ def distrust(rotation: Rotation) -> None:
         if steps.locate(rotation) is not Phase.DONE:
             await_gate(rotation, Phase.DISTRUST)
             approved(rotation, Phase.DISTRUST)
+            await_window(rotation, Phase.DISTRUST)
             for cluster in rotation.systems:
                 steps.narrow_bundle(rotation, cluster)
             for cluster in rotation.systems:

@@ -43,6 +43,27 @@ def await_convergence(rotation: Rotation) -> None:
     _await(rotation, lambda patience: steps.watch_convergence(rotation, patience))
 
 
+def await_window(rotation: Rotation, phase: Phase) -> None:
+    """Return when a phase that changes the mesh may begin: while the domain's maintenance window is open.
+
+    A phase that has begun to take effect is not held up: to end it soon is the safer half.
+
+    Raises:
+        Pause: The process is left; the run goes on when the window opens.
+    """
+    policy = rotation.domain.policy
+    if policy.window is None or rotation.plan(rotation.recent()).entered(phase):
+        return
+    opens = policy.window.next_opening(rotation.now(), policy.time_zone)
+    if opens <= rotation.now():
+        return
+    why = f"phase {phase.value} begins when the maintenance window opens ({policy.window}, {policy.time_zone})"
+    watcher().note(f"{why}: {opens:%Y-%m-%d %H:%M:%S} UTC")
+    if deployed():
+        leave_until(opens, why)
+    rotation.sleep(max(0.0, (opens - rotation.now()).total_seconds()))
+
+
 def _await(rotation: Rotation, watch: Callable[[timedelta | None], Look]) -> None:
     patience = rotation.domain.policy.leave_process_after if deployed() else None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,13 +18,13 @@ from capstan.rotation.session import OLD_ROOTS, Rotation
 from capstan.rotation.waiting import watch_gate
 from capstan.trust.phase import Phase
 from capstan.vaults.opening import open_vault
-from flows.waiting import next_look
+from capstan.window import MaintenanceWindow
+from flows.waiting import await_window, next_look
 from tests.support.apiserver import Running
 from tests.trust.domains import NEW, NOW, cluster, only, peer, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from pathlib import Path
 
     from capstan.trust.observation import ClusterObservation
@@ -193,6 +193,24 @@ def test_each_phase_left_fills_the_budget_of_restarts_again(opened: Rotation, me
     with opened.phase(Phase.TRUST):
         pass
     assert opened.record().budget == 5
+
+
+def test_a_phase_begins_when_the_window_opens_and_one_that_has_begun_is_not_held_up(
+    opened: Rotation, mesh: Mesh
+) -> None:
+    # Saturday noon, UTC; the window opens on Sunday at three in Berlin.
+    night = MaintenanceWindow(days=("sunday",), start="03:00", end="05:00")
+    policy = RotationPolicy(window=night, time_zone="Europe/Berlin")
+    opened.domain = opened.domain.model_copy(update={"policy": policy})
+    mesh.then(NOW, settled(only(OLD), OLD))
+    await_window(opened, Phase.TRUST)
+    assert mesh.time == datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
+    await_window(opened, Phase.TRUST)
+    assert mesh.time == datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
+    mesh.time += 6 * HOUR
+    mesh.then(mesh.time, half_trusting())
+    await_window(opened, Phase.TRUST)
+    assert mesh.time == datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
 
 
 def test_the_policy_says_after_how_long_a_run_leaves_its_process() -> None:
