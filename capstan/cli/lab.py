@@ -44,3 +44,17 @@ def up(
     if kubeconfig:
         arguments += ["--kubeconfig", str(kubeconfig)]
     labs.exec_lab("up", *arguments)
+
+
+@app.command
+def vault(*, directory: Annotated[Path, Parameter(name="--dir")] = Path("capstan-vault"), port: int = 0) -> None:
+    """Run a Key Vault that Microsoft's own client works against, until SIGTERM; when ready, DIR/vault.json exists.
+
+    Parameters
+    ----------
+    directory
+        Where secrets, certificates and vault.json are kept; made if absent, gone on with if not.
+    port
+        Port on 127.0.0.1; default: the one used before in this directory, else a free one.
+    """
+    labs.exec_vault("--dir", str(directory), *(["--port", str(port)] if port else []))

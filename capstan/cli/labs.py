@@ -39,6 +39,16 @@ def exec_lab(*arguments: str) -> None:
     os.execv(sys.executable, command(*arguments))  # noqa: S606  # no shell is wanted
 
 
+def exec_vault(*arguments: str) -> None:
+    """Become the lab's Key Vault.
+
+    Raises:
+        InvalidInput: The lab's dependencies are not installed.
+    """
+    _require_lab()
+    os.execv(sys.executable, [sys.executable, "-m", "infra.lab.keyvault", *arguments])  # noqa: S606  # no shell
+
+
 @dataclass(frozen=True, slots=True)
 class Lab:
     """A running lab.

@@ -125,7 +125,7 @@ def test_a_domain_name_that_cannot_be_an_objects_name_is_refused_with_the_rule(r
 
 
 @pytest.mark.parametrize("missing", ["grpc", "uvicorn", "starlette"])
-@pytest.mark.parametrize("command", [("lab", "up"), ("demo", "linkerd")], ids=" ".join)
+@pytest.mark.parametrize("command", [("lab", "up"), ("lab", "vault"), ("demo", "linkerd")], ids=" ".join)
 def test_a_lab_that_is_not_installed_is_said_with_the_command_that_installs_it(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], missing: str
 ) -> None:
