@@ -300,13 +300,12 @@ _TOLD: dict[Notified, _Told] = {
     Notified.WAITING_FOR_APPROVAL: _Told(
         ("prefect.flow-run.Suspended",),
         "A run is suspended until somebody decides.",
-        'domain ~ ": waiting for approval. " ~ run ~ ". " ~ message ~ " Read and decide: " ~ url'
-        ' ~ " or: capstan approve " ~ flow_run.id',
+        'domain ~ ": " ~ message ~ " (" ~ run ~ "). Read and decide: " ~ url ~ " or: capstan approve " ~ flow_run.id',
     ),
     Notified.FAILED: _Told(
         ("prefect.flow-run.Failed",),
         "A run has ended with an error, whether or not its process lived to say so.",
-        'domain ~ ": " ~ run ~ " has failed. " ~ message ~ " " ~ url',
+        'domain ~ ": failed: " ~ run ~ ". " ~ message ~ " " ~ url',
     ),
     Notified.NOT_RECOVERED: _Told(
         ("prefect.flow-run.Crashed",),

@@ -27,18 +27,16 @@ MAX_TEXT = 4000  # characters of one payload value; a message of a chat system, 
 
 
 class EventName(StrEnum):
-    """Every event Capstan raises."""
+    """Every event Capstan raises. That a run waits for approval is Prefect's own `prefect.flow-run.Suspended`."""
 
-    WAITING_FOR_APPROVAL = "capstan.waiting-for-approval"
-    """A person is asked; payload: gate, request, until."""
     FINISHED = "capstan.finished"
-    """The old root is refused everywhere; payload: old_roots, new_root, peers."""
+    """The old root is refused everywhere; payload: old_roots, new_root."""
     FAILED = "capstan.failed"
     """The run ended with an error; payload: error, what, where, observed, expected, next_command."""
     ROLLED_BACK = "capstan.rolled-back"
-    """The domain is back on its old roots."""
+    """The domain is back on its old roots; payload: old_roots, new_root."""
     STRAGGLER = "capstan.straggler"
-    """A wait passed its bound and somebody has not arrived; payload: gate, waiting_for, bound."""
+    """A wait passed its bound and somebody has not arrived; payload: waiting_for, next_command."""
     EXPIRY = "capstan.expiry"
     """A certificate ends soon, or a check failed; payload: level, findings."""
     BUDGET_EXHAUSTED = "capstan.budget-exhausted"
