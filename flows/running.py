@@ -9,11 +9,14 @@ from contextlib import ExitStack, contextmanager
 
 from capstan.approvals import decided_by
 from capstan.config import TrustDomain
-from capstan.errors import CapstanError
+from capstan.errors import CapstanError, Retryable
 from capstan.rotation import Rotation, open_rotation
+from flows.artifacts import shown
 from flows.claims import FlowRunClaimant
 from flows.durable import deployed
 from flows.events import EventName, raise_event
+from flows.faults import come_back_later
+from flows.handshakes import counted
 from flows.suspending import ask_by_suspending
 from flows.watching import watched_in_prefect
 
@@ -34,7 +37,7 @@ def running(domain: TrustDomain, rotation: str | None, *, take_over: bool = Fals
     """
     with ExitStack() as stack:
         if deployed():
-            stack.enter_context(watched_in_prefect(domain.name))
+            stack.enter_context(watched_in_prefect())
             stack.enter_context(decided_by(ask_by_suspending))
         else:
             stack.enter_context(_terminated_at_once())
@@ -42,10 +45,14 @@ def running(domain: TrustDomain, rotation: str | None, *, take_over: bool = Fals
             opened = stack.enter_context(
                 open_rotation(domain, rotation, claimant=FlowRunClaimant(), take_over=take_over)
             )
+            stack.enter_context(shown(opened))
+            stack.enter_context(counted(opened))
             before = opened.record().outcome
             yield opened
             _tell_end(opened, before)
         except CapstanError as error:
+            if isinstance(error, Retryable):
+                come_back_later(error)
             raise_event(EventName.FAILED, domain, rotation, _told(error))
             raise
 
