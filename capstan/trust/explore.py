@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from capstan.trust.gates import may_enter, may_probe
-from capstan.trust.model import NEW, NOW, OLD, Broken, Domain, Root, State
+from capstan.trust.model import NEW, NOW, Broken, Domain, Root, State
 from capstan.trust.phase import Phase
 from capstan.trust.plan import plan
 from capstan.trust.procedure import Move, Procedure
@@ -66,12 +66,14 @@ class Explored:
         states: Distinct states of domain and procedure that were visited.
         finished: Whether the procedure can end with everybody on the new root alone.
         dead_ends: States from which it can no longer end that way, whatever happens.
+        stranded: States from which the way back can no longer end with everything as it was at the start.
         counterexample: A shortest way into a failure; None if there is none.
     """
 
     states: int
     finished: bool
     dead_ends: int
+    stranded: int
     counterexample: Counterexample | None
 
     @property
@@ -82,7 +84,7 @@ class Explored:
 
 def shipped(domain: Domain) -> Procedure:
     """The procedure that `plan` ships for this domain."""
-    return Procedure.of(plan(domain.observe(domain.start()), frozenset({OLD}), NEW))
+    return Procedure.of(plan(domain.observe(domain.start()), domain.before, NEW))
 
 
 def explore(domain: Domain, procedure: Procedure) -> Explored:
@@ -104,11 +106,14 @@ class _Explorer:
         came_from: dict[Node, tuple[Node, str] | None] = {start: None}
         before: dict[Node, list[Node]] = {start: []}
         ends: list[Node] = []
+        back_again: list[Node] = []
         queue = deque([start])
         while queue:
             node = queue.popleft()
             if self.at_goal(node):
                 ends.append(node)
+            if self.at_start(node):
+                back_again.append(node)
             for event, after in self.events(node):
                 if isinstance(after, Broken):
                     return self.failed(came_from, node, event, after)
@@ -122,7 +127,9 @@ class _Explorer:
                         return self.failed(came_from, node, event, broken)
                     self.sound.add(after.state)
                 queue.append(after)
-        return Explored(len(before), bool(ends), len(before) - len(_leading_to(ends, before)), None)
+        visited = len(before)
+        dead_ends = visited - len(_leading_to(ends, before))
+        return Explored(visited, bool(ends), dead_ends, visited - len(_leading_to(back_again, before)), None)
 
     def at_goal(self, node: Node) -> bool:
         if node.back or node.position < len(self.procedure.moves):
@@ -132,6 +139,10 @@ class _Explorer:
             cluster.bundle == only and all(peer.trusts == only and peer.leaf == NEW for peer in cluster.peers)
             for cluster in node.state
         )
+
+    def at_start(self, node: Node) -> bool:
+        """Whether the way back has ended and everything is as it was at the start."""
+        return node.back and node.position == len(self.procedure.moves) and node.state == self.domain.start()
 
     def events(self, node: Node) -> Iterator[tuple[str, Node | Broken]]:
         """Everything that may come next: by itself, by the procedure, by killing it, by turning it round."""
@@ -180,14 +191,17 @@ class _Explorer:
     def act(self, node: Node, move: Move, target: _Target) -> tuple[str, State | Broken]:
         c, p = target
         name = self.domain.clusters[c][0]
-        _, new = _roots(node.back)
+        _, stays = self.aims(node.back)
         match move.kind:
             case StepKind.WIDEN_BUNDLE:
-                return f"{name}: bundle := old+new", self.domain.write_bundle(node.state, c, frozenset({OLD, NEW}))
+                both = "+".join([*sorted(self.domain.before), NEW])
+                return f"{name}: bundle := {both}", self.domain.write_bundle(node.state, c, self.domain.before | {NEW})
             case StepKind.NARROW_BUNDLE:
-                return f"{name}: bundle := {new}", self.domain.write_bundle(node.state, c, frozenset({new}))
+                only = "+".join(sorted(stays))
+                return f"{name}: bundle := {only}", self.domain.write_bundle(node.state, c, stays)
             case StepKind.SWITCH_ISSUER:
-                return f"{name}: issuer := {new}", self.domain.write_issuer(node.state, c, new)
+                root = self.domain.issuer_before(c) if node.back else NEW
+                return f"{name}: issuer := {root}", self.domain.write_issuer(node.state, c, root)
             case _:
                 return f"restarts {self.domain.peer_name(c, p)}", self.domain.restart(node.state, c, p)
 
@@ -195,11 +209,9 @@ class _Explorer:
         key = (node.state, node.back, gate, move.clusters)
         if key not in self.open:
             seen = _restricted(self.domain.observe(node.state), move.clusters)
-            old, new = _roots(node.back)
+            goes, stays = self.aims(node.back)
             judge = may_probe if gate is Phase.DONE else None
-            found = (
-                judge(seen, frozenset({old}), new, NOW) if judge else may_enter(gate, seen, frozenset({old}), new, NOW)
-            )
+            found = judge(seen, goes, stays, NOW) if judge else may_enter(gate, seen, goes, stays, NOW)
             self.open[key] = found.open
         return self.open[key]
 
@@ -207,10 +219,15 @@ class _Explorer:
         """Names of the steps that a plan made now would mark done."""
         key = (node.state, node.back)
         if key not in self.done:
-            old, new = _roots(node.back)
-            found = plan(self.domain.observe(node.state), frozenset({old}), new)
+            goes, stays = self.aims(node.back)
+            found = plan(self.domain.observe(node.state), goes, stays, back=node.back)
             self.done[key] = frozenset(step.name for step in found.steps if step.done)
         return self.done[key]
+
+    def aims(self, back: bool) -> tuple[frozenset[Root], frozenset[Root]]:
+        """(roots to go, roots to stay)."""
+        new = frozenset({NEW})
+        return (new, self.domain.before) if back else (self.domain.before, new)
 
     @staticmethod
     def failed(came_from: dict[Node, tuple[Node, str] | None], node: Node, last: str, broken: Broken) -> Explored:
@@ -220,11 +237,7 @@ class _Explorer:
             events.append(step[1])
             step = came_from[step[0]]
         found = Counterexample(tuple(reversed(events)), broken.reason)
-        return Explored(len(came_from), finished=False, dead_ends=0, counterexample=found)
-
-
-def _roots(back: bool) -> tuple[Root, Root]:
-    return (NEW, OLD) if back else (OLD, NEW)
+        return Explored(len(came_from), finished=False, dead_ends=0, stranded=0, counterexample=found)
 
 
 def _restricted(observation: Observation, clusters: tuple[str, ...]) -> Observation:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Root = str
 OLD: Root = "old"
 NEW: Root = "new"
+OLDER: Root = "older"
+"""A second root that is trusted at the start beside `OLD`, where a domain has one."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 """The model's only moment: time enters as the order of events."""
 
@@ -79,17 +81,28 @@ class Domain:
 
     Attributes:
         clusters: Names, with the number of workload proxies in each; identity's proxy comes on top.
+        before: Roots that everybody trusts at the start.
+        issuers: Root of each cluster's issuer at the start; `OLD` for those not given.
     """
 
     clusters: tuple[tuple[str, int], ...]
     semantics: Semantics = Semantics.LINKERD
+    before: frozenset[Root] = frozenset({OLD})
+    issuers: tuple[Root, ...] = ()
 
     def start(self) -> State:
-        """Everybody trusts, issues and presents old."""
-        old = frozenset({OLD})
+        """Everybody trusts all that there is before, and presents what the cluster's issuer signs."""
         return tuple(
-            ClusterState(old, old, OLD, OLD, (PeerState(old, OLD),) * (1 + workloads)) for _, workloads in self.clusters
-        )
+            ClusterState(
+                self.before, self.before, self.issuer_before(c), self.issuer_before(c),
+                (PeerState(self.before, self.issuer_before(c)),) * (1 + workloads),
+            )
+            for c, (_, workloads) in enumerate(self.clusters)
+        )  # fmt: skip
+
+    def issuer_before(self, cluster: int) -> Root:
+        """Root of a cluster's issuer at the start."""
+        return self.issuers[cluster] if cluster < len(self.issuers) else OLD
 
     def peer_name(self, cluster: int, peer: int) -> str:
         """`east/identity`, `east/web-1`, ..."""

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from capstan.trust.explore import Explored, explore, shipped
-from capstan.trust.model import Domain, Semantics
+from capstan.trust.model import OLD, OLDER, Domain, Semantics
 from capstan.trust.procedure import Procedure
 from capstan.trust.steps import StepKind
 
@@ -42,6 +42,24 @@ def test_from_every_state_the_shipped_order_can_reach_it_can_still_finish(domain
     found = explored_as_shipped(domain)
     assert found.finished
     assert found.dead_ends == 0
+
+
+SEVERAL = {
+    "one cluster, two old roots": Domain((("east", 2),), before=frozenset({OLD, OLDER})),
+    "two clusters under different old roots": Domain(
+        (("east", 1), ("west", 0)), before=frozenset({OLD, OLDER}), issuers=(OLD, OLDER)
+    ),
+    "two clusters": TWO,
+    "one cluster": ONE,
+}
+
+
+@pytest.mark.parametrize("domain", SEVERAL.values(), ids=SEVERAL.keys())
+def test_from_every_state_the_way_back_can_end_with_exactly_what_there_was(domain: Domain) -> None:
+    found = explored_as_shipped(domain)
+    assert found.counterexample is None, broken(found)
+    assert found.dead_ends == 0
+    assert found.stranded == 0
 
 
 @pytest.mark.slow
