@@ -1,8 +1,8 @@
 """The Terraform configuration, as far as it can be judged without the provider: its plug-in is not downloaded here.
 
-Terraform itself checks the format, the variables with their validation rules, and the locals. Arguments are compared
-with the provider's documentation (hashicorp/azurerm 4.50 to 5.12, website/docs/r), which is transcribed below: that
-this transcription is right, and that Azure accepts the values, is not proven by any test.
+Terraform itself checks the format, the variables with their validation rules, and the locals; and, with a plug-in that
+knows the documented schema only (`azurerm_schema.py`), every argument, type and reference. That the real plug-in and
+Azure accept the values is proven by no test.
 """
 
 from __future__ import annotations
@@ -11,56 +11,26 @@ import json
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support.manifests import KUBERNETES, ROOT, resources
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DIRECTORY = ROOT / "infra" / "terraform"
 FILES = {file.name: file.read_text() for file in sorted(DIRECTORY.glob("*.tf"))}
 EVERYTHING = "\n".join(FILES.values())
 terraform_is_here = pytest.mark.skipif(shutil.which("terraform") is None, reason="terraform is not on PATH")
 
-META = {"for_each", "count", "lifecycle", "depends_on"}
-# Resource type -> required and optional arguments (blocks in angle brackets), from the provider's documentation.
-DOCUMENTED: dict[str, tuple[str, str]] = {
-    "azurerm_key_vault": (
-        "name location resource_group_name sku_name tenant_id rbac_authorization_enabled",
-        "purge_protection_enabled soft_delete_retention_days public_network_access_enabled network_acls tags "
-        "enabled_for_deployment enabled_for_disk_encryption enabled_for_template_deployment access_policy",
-    ),
-    "azurerm_key_vault/network_acls": ("bypass default_action", "ip_rules virtual_network_subnet_ids"),
-    "azurerm_user_assigned_identity": ("name location resource_group_name", "tags isolation_scope"),
-    "azurerm_federated_identity_credential": ("name audience issuer subject user_assigned_identity_id", ""),
-    "azurerm_role_assignment": (
-        "scope principal_id",
-        "name role_definition_id role_definition_name principal_type condition condition_version description "
-        "delegated_managed_identity_resource_id skip_service_principal_aad_check",
-    ),
-    "azurerm_monitor_diagnostic_setting": (
-        "name target_resource_id",
-        "log_analytics_workspace_id enabled_log enabled_metric storage_account_id eventhub_name "
-        "eventhub_authorization_rule_id log_analytics_destination_type partner_solution_id",
-    ),
-    "azurerm_monitor_diagnostic_setting/enabled_log": ("", "category category_group"),
-    "data.azurerm_client_config": ("", ""),
-    "data.azurerm_resource_group": ("name", ""),
-}
-# Attributes that are read from resources besides their arguments.
-EXPORTED = {
-    "azurerm_key_vault": {"id", "vault_uri"},
-    "azurerm_user_assigned_identity": {"id", "principal_id", "client_id", "tenant_id"},
-    "data.azurerm_client_config": {"tenant_id", "object_id", "client_id", "subscription_id"},
-    "data.azurerm_resource_group": {"id", "location", "name", "tags"},
-}
 
-
-def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(directory), "CHECKPOINT_DISABLE": "1"}
+def run(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(directory),
+        "CHECKPOINT_DISABLE": "1",
+        **variables,
+    }
     return subprocess.run(
         ["terraform", f"-chdir={directory}", *arguments, "-no-color"],
         env=environment, capture_output=True, text=True, timeout=50, check=False,
@@ -166,28 +136,50 @@ def test_every_required_variable_is_in_the_example_and_nothing_else_is() -> None
     assert {name for name, body in found.items() if "default" not in assigned(body)} <= example <= set(found)
 
 
-def test_resources_have_their_required_arguments_and_only_documented_ones() -> None:
-    assert {name.rpartition(".")[0] for name in declared()} == {kind for kind in DOCUMENTED if "/" not in kind}
-    for name, body in declared().items():
-        kind = name.rpartition(".")[0]
-        required, optional = (set(names.split()) for names in DOCUMENTED[kind])
-        given = assigned(body)
-        assert required <= given, name
-        assert given <= required | optional | META, name
-        for nested in given & {key.partition("/")[2] for key in DOCUMENTED if key.startswith(f"{kind}/")}:
-            ((_, inner),) = blocks(body, nested)
-            needed, allowed = (set(names.split()) for names in DOCUMENTED[f"{kind}/{nested}"])
-            assert needed <= assigned(inner) <= needed | allowed, f"{name} {nested}"
+def validate(directory: Path) -> subprocess.CompletedProcess[str]:
+    """`terraform validate` of the *.tf files there, with the plug-in that stands for hashicorp/azurerm."""
+    plugin = directory / "plugins" / "terraform-provider-azurerm"
+    plugin.parent.mkdir()
+    plugin.write_text(f"#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name('azurerm_schema.py')}\n")
+    plugin.chmod(0o755)
+    settings = directory / "cli.tfrc"
+    overrides = f'dev_overrides {{ "hashicorp/azurerm" = "{plugin.parent}" }}'
+    settings.write_text(f"provider_installation {{\n  {overrides}\n  direct {{}}\n}}\n")
+    return run(directory, "validate", TF_CLI_CONFIG_FILE=str(settings), TF_DISABLE_PLUGIN_TLS="1")
 
 
-def test_every_reference_is_to_something_declared_and_an_attribute_it_has() -> None:
-    references = re.findall(r"(?<![\w.])((?:data\.)?azurerm_\w+)\.(\w+)(?:\[[^\]]+\])?(?:\.(\w+))?", EVERYTHING)
-    assert len(references) > 8
-    for kind, name, attribute in references:
-        assert f"{kind}.{name}" in declared()
-        assert not attribute or attribute in EXPORTED[kind], f"{kind}.{attribute}"
-    bodies = dict(blocks(EVERYTHING, "locals"))
-    assert set(re.findall(r"\blocal\.(\w+)", EVERYTHING)) == assigned(bodies[()])
+@terraform_is_here
+@pytest.mark.slow
+def test_every_argument_type_and_reference_is_one_that_the_provider_documents(tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    done = validate(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "The configuration is valid" in done.stdout
+
+
+@terraform_is_here
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("purge_protection_enabled  ", "purge_protection ", "Unsupported argument"),
+        ("  scope                = ", "# ", "Missing required argument"),
+        (
+            "azurerm_user_assigned_identity.capstan[each.key].principal_id",
+            "var.clusters",
+            "Incorrect attribute value type",
+        ),
+        ("azurerm_key_vault.capstan.id\n  role", "azurerm_key_vault.capstan.uri\n  role", "Unsupported attribute"),
+        ("azurerm_key_vault.capstan.id\n  role", "azurerm_key_vault.other.id\n  role", "undeclared resource"),
+    ],
+)
+def test_a_mistake_in_an_argument_or_a_reference_is_found(tmp_path: Path, right: str, wrong: str, message: str) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text.replace(right, wrong) if name == "main.tf" else text)
+    assert right in FILES["main.tf"]
+    done = validate(tmp_path)
+    assert message in done.stderr
 
 
 def test_outputs_are_described() -> None:
