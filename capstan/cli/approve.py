@@ -97,7 +97,9 @@ def approve(
             _tell_how_to_sign(asked)
             return Exit.OK
         signature = _signature(asked.block, statement, options, ask=terminal)
-        _confirm(asked, statement, terminal=terminal, yes=yes)
+        if not (yes or _confirmed(asked, statement, terminal=terminal)):
+            stderr().print("nothing was sent; the run still waits")
+            return Exit.WAITING_FOR_APPROVAL
         asked_runs.send(client, asked, _filled_in(statement, signature))
     _report(asked, statement, signed=bool(signature), output=output)
     return Exit.OK
@@ -169,7 +171,9 @@ def _asked_for(label: str, *, default: str = "", choices: Sequence[str] = ()) ->
     console = stderr()
     if choices and default not in choices:
         return Prompt.ask(label, console=console, choices=list(choices))
-    return Prompt.ask(label, console=console, choices=list(choices) or None, default=default)
+    return Prompt.ask(
+        label, console=console, choices=list(choices) or None, default=default, show_default=bool(default)
+    )
 
 
 def _default_name(block: RequestBlock) -> str:
@@ -218,17 +222,14 @@ def _read(path: Path) -> str:
         ) from error  # fmt: skip
 
 
-def _confirm(run: AskedRun, statement: Statement, *, terminal: bool, yes: bool) -> None:
-    if yes:
-        return
+def _confirmed(run: AskedRun, statement: Statement, *, terminal: bool) -> bool:
     if not terminal:
         raise InvalidInput(
             "nobody can be asked whether this answer is to be sent", where=f"flow run {run.id}",
             observed="no terminal", expected="--yes", next_command="add --yes",
         )  # fmt: skip
     question = f"Send {statement.decision!r} for {statement.gate} of {statement.domain}, as {statement.name}"
-    if not Confirm.ask(question, console=stderr(), default=False):
-        raise KeyboardInterrupt
+    return Confirm.ask(question, console=stderr(), default=False)
 
 
 def _filled_in(statement: Statement, signature: str) -> dict[str, str]:
