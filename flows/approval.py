@@ -12,6 +12,7 @@ from capstan.approvals.proposal import Gate
 from capstan.audit import audited_step
 from capstan.cluster.record import Approval, Asked, RotationRecord
 from capstan.errors import ApprovalRejected
+from capstan.evidence.story import ASKED
 from capstan.rotation import Rotation
 from capstan.rotation.proposing import propose
 from capstan.trust.phase import Phase
@@ -93,12 +94,21 @@ def _asking(rotation: Rotation, proposal: Proposal, asked: Asked | None, *, anew
     """The request to be answered: the open one, or a new one where what is proposed has changed, or it was answered."""
     now = rotation.now()
     if asked is not None and asked.digest == proposal.digest and not anew and now < asked.until:
+        _account_for_asking(rotation, proposal.gate, asked)
         return asked
     fresh = Asked(
         id=uuid4().hex[:12], digest=proposal.digest, at=now, until=now + rotation.domain.policy.approval_timeout
     )
     rotation.remember(lambda record: record.model_copy(update={"asked": {**record.asked, proposal.gate: fresh}}))
+    _account_for_asking(rotation, proposal.gate, fresh)
     return fresh
+
+
+def _account_for_asking(rotation: Rotation, gate: str, asked: Asked) -> None:
+    """Note in the account that somebody was asked, once, as `_account_for` does."""
+    if not any(entry.kind == ASKED and entry.body.get("request") == asked.id for entry in rotation.evidence.entries):
+        body = {"gate": gate, "request": asked.id, "digest": asked.digest, "until": asked.until.isoformat()}
+        rotation.note(ASKED, body)
 
 
 def _keep(rotation: Rotation, request: Request, decision: Decision) -> None:

@@ -15,7 +15,12 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    ArtifactFilterType,
+)
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import FlowRunContext
 from prefect.logging import get_logger
@@ -26,6 +31,8 @@ Send = Callable[["Sender"], None]
 INTERVAL = 2.0
 # Seconds the end of a run waits for the last round. The server may be away for longer than anybody wants to wait.
 PATIENCE = 15.0
+
+_BAR = "capstan-bar"
 
 _log = get_logger("capstan")
 
@@ -55,30 +62,40 @@ class Sender:
 
         Args:
             key: Lower-case letters, digits, hyphens.
-            kind: Prefect's artifact type: `markdown`, `table`, `image`, `progress`.
+            kind: Prefect's artifact type: `markdown`, `table`, `image`.
             data: As the type wants it, JSON values.
-            description: Markdown.
+            description: Markdown; its first paragraph is what a list of artifacts shows.
         """
-        present = self._artifacts.get(key) or self._find(key)
-        if present is None:
-            made = self._client.create_artifact(
-                ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=self._run.id)
-            )
-            present = made.id
-        else:
-            self._client.update_artifact(present, ArtifactUpdate(data=data, description=description))
-        self._artifacts[key] = present
+        made = ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=self._run.id)
+        self._show(key, made, ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
 
-    def _find(self, key: str) -> UUID | None:
-        """What an earlier process of the same run has published."""
-        found = self._client.read_artifacts(
-            artifact_filter=ArtifactFilter(
-                key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[self._run.id])
-            ),
-            sort=ArtifactSort.CREATED_DESC,
-            limit=1,
+    def bar(self, name: str, percent: float, description: str) -> None:
+        """The same for a progress bar. It has no key: bars are shown with their run, not among the artifacts of all.
+
+        Args:
+            name: Names the bar within the run.
+            percent: 0 to 100.
+        """
+        made = ArtifactCreate(
+            type="progress", data=percent, description=description, flow_run_id=self._run.id, metadata_={_BAR: name}
         )
-        return found[0].id if found else None
+        self._show(f"bar {name}", made, ArtifactFilter(type=ArtifactFilterType(any_=["progress"])), {_BAR: name})
+
+    def _show(
+        self, what: str, wanted: ArtifactCreate, like: ArtifactFilter, metadata: dict[str, str] | None = None
+    ) -> None:
+        present = self._artifacts.get(what) or self._find(like, metadata)
+        if present is None:
+            present = self._client.create_artifact(wanted).id
+        else:
+            self._client.update_artifact(present, ArtifactUpdate(data=wanted.data, description=wanted.description))
+        self._artifacts[what] = present
+
+    def _find(self, like: ArtifactFilter, metadata: dict[str, str] | None) -> UUID | None:
+        """What an earlier process of the same run has published."""
+        like.flow_run_id = ArtifactFilterFlowRunId(any_=[self._run.id])
+        found = self._client.read_artifacts(artifact_filter=like, sort=ArtifactSort.CREATED_DESC, limit=100)
+        return next((one.id for one in found if metadata is None or one.metadata_ == metadata), None)
 
 
 class Publisher:

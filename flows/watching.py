@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
 from capstan.progress import LogWatcher, Watcher, watched_by
-from flows.publishing import Publisher, Sender, published
+from flows.publishing import Publisher, published
 
 # Names of those waited for that a bar lists; the log and the gate's error have the rest.
 SHOWN = 8
+
+
+class Follower(Protocol):
+    """Who wants to know of each phase and step; must not raise."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+
+    def step(self) -> None:
+        """A step of it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +39,10 @@ class Bar:
     total: int = 0
     waiting_for: tuple[str, ...] = ()
 
-    def key(self, domain: str) -> str:
-        """The artifact's key: Prefect allows lower-case letters, digits and hyphens."""
-        parts = ("capstan", domain, self.phase, self.step, self.detail)
-        return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
+    @property
+    def name(self) -> str:
+        """Names the bar within its run."""
+        return " ".join(part for part in (self.phase, self.step, self.detail) if part)
 
     def percent(self) -> float:
         """0 to 100."""
@@ -55,25 +65,32 @@ class PrefectWatcher:
     May be called from any thread.
 
     Args:
-        domain: Name of the trust domain.
         publisher: Where the bars go; None: only lines.
     """
 
-    def __init__(self, domain: str, publisher: Publisher | None = None) -> None:
-        self._domain = domain
+    def __init__(self, publisher: Publisher | None = None) -> None:
         self._publisher = publisher
         self._lock = threading.Lock()
         self._bar = Bar("begin", "", "")
+        self._follower: Follower | None = None
+
+    def followed_by(self, follower: Follower | None) -> None:
+        """Tell somebody else too; None: nobody any more."""
+        self._follower = follower
 
     def phase(self, name: str) -> None:
         with self._lock:
             self._bar = Bar(name, "", "")
         _lines().phase(name)
+        if self._follower is not None:
+            self._follower.phase(name)
 
     def step(self, name: str, detail: str = "") -> None:
         with self._lock:
             self._bar = Bar(self._bar.phase, name, detail)
         _lines().step(name, detail)
+        if self._follower is not None:
+            self._follower.step()
 
     def count(self, done: int, total: int, waiting_for: Sequence[str] = ()) -> None:
         with self._lock:
@@ -85,19 +102,16 @@ class PrefectWatcher:
         if counted:
             _lines().count(done, total, waiting_for)
         if self._publisher is not None and total:
-            self._publisher.put(bar.key(self._domain), lambda sender: self._send(sender, bar))
+            self._publisher.put(bar.name, lambda sender: sender.bar(bar.name, bar.percent(), bar.text()))
 
     def note(self, text: str) -> None:
         _lines().note(text)
 
-    def _send(self, sender: Sender, bar: Bar) -> None:
-        sender.artifact(bar.key(self._domain), "progress", bar.percent(), bar.text())
-
 
 @contextmanager
-def watched_in_prefect(domain: str) -> Iterator[Watcher]:
-    """Report the enclosed rotation of a trust domain to the flow run around it; also opens the publisher."""
-    with published() as publisher, watched_by(PrefectWatcher(domain, publisher)) as watcher:
+def watched_in_prefect() -> Iterator[Watcher]:
+    """Report the enclosed rotation to the flow run around it; also opens the publisher."""
+    with published() as publisher, watched_by(PrefectWatcher(publisher)) as watcher:
         yield watcher
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,21 @@ def show(file: Path, /, *, output: Annotated[Output, Parameter(alias="-o")] = Ou
             ],
             output,
         )
+    return Exit.OK
+
+
+@app.command
+def timeline(file: Path, /) -> int:
+    """Draw a verified account as a picture: phases, decisions, restarts, who trusts what, over time.
+
+    SVG on stdout: `capstan evidence timeline FILE.jsonl > rotation.svg`.
+
+    Parameters
+    ----------
+    file
+        The account, a .jsonl file.
+    """
+    sys.stdout.write(evidence.draw(evidence.read(file)) + "\n")
     return Exit.OK
 
 

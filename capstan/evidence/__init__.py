@@ -19,6 +19,7 @@ from capstan.evidence.account import Evidence
 from capstan.evidence.chain import Continues, Entry
 from capstan.evidence.show import Row, rows
 from capstan.evidence.signer import Signer, signer_from_vault
+from capstan.evidence.timeline import draw
 from capstan.evidence.verification import Report, load_public_key, read, verify
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Report",
     "Row",
     "Signer",
+    "draw",
     "load_public_key",
     "read",
     "rows",

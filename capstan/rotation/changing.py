@@ -15,7 +15,7 @@ from capstan.rotation import material
 from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from capstan.cluster.restart import RestartReport, Step
     from capstan.rotation.session import Rotation
@@ -51,21 +51,21 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
     with audited_step(f"restart-control-plane/{phase.value}/{cluster}"):
         rotation.acted()
         watcher().step("restart control plane", cluster)
-        system, stamp = rotation.systems[cluster], _stamp(rotation, phase)
+        system, stamp, counting = rotation.systems[cluster], _stamp(rotation, phase), _Counting(rotation)
         seconds = rotation.domain.policy.restart_deadline.total_seconds()
         issuer = rotation.required_target().issuers[cluster].fingerprint
         if phase is Phase.ISSUE:
             # No roots change here. The signers alone have to be younger than the switch, in this turn of the rotation.
-            report = system.restart_signers(stamp, seconds=seconds, issuer=issuer, on_progress=_counting())
+            report = system.restart_signers(stamp, seconds=seconds, issuer=issuer, on_progress=counting)
         else:
             report = system.restart_control_plane(
                 _wanted_roots(rotation, phase),
                 stamp,
                 seconds=seconds,
                 issuer=None if phase is Phase.TRUST else issuer,
-                on_progress=_counting(),
+                on_progress=counting,
             )
-        _note_restarts(rotation, cluster, phase, "control plane", report)
+        _note_restarts(rotation, cluster, phase, "control plane", report, counting.ended)
 
 
 def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
@@ -77,14 +77,15 @@ def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
     with audited_step(f"restart-data-plane/{phase.value}/{cluster}"):
         rotation.acted()
         watcher().step("restart workloads", cluster)
+        counting = _Counting(rotation)
         report = rotation.systems[cluster].restart_data_plane(
             _wanted_roots(rotation, phase),
             _stamp(rotation, phase),
             seconds=rotation.domain.policy.restart_deadline.total_seconds(),
             parallel=rotation.domain.policy.parallel_restarts,
-            on_progress=_counting(),
+            on_progress=counting,
         )
-        _note_restarts(rotation, cluster, phase, "workloads", report)
+        _note_restarts(rotation, cluster, phase, "workloads", report, counting.ended)
 
 
 def back_up_issuer(rotation: Rotation, cluster: str) -> None:
@@ -151,16 +152,21 @@ def _stamp(rotation: Rotation, phase: Phase) -> str:
     return f"{rotation.domain.name}/{rotation.id}/{turn}/{phase.value}/{rotation.new_root.fingerprint[:16]}"
 
 
-def _counting() -> Callable[[Step], None]:
-    """Turns a restart's news into counts of owners, for whoever watches."""
-    seen: dict[Any, bool] = {}
+class _Counting:
+    """Turns a restart's news into counts of owners, for whoever watches, and keeps when each had ended."""
 
-    def tell(step: Step) -> None:
+    def __init__(self, rotation: Rotation) -> None:
+        self.ended: dict[str, str] = {}
+        self._rotation = rotation
+        self._seen: dict[Any, bool] = {}
+
+    def __call__(self, step: Step) -> None:
+        seen = self._seen
         seen[step.owner] = seen.get(step.owner, False) or step.done
+        if step.done:
+            self.ended.setdefault(str(step.owner), self._rotation.now().isoformat(timespec="milliseconds"))
         waiting = [str(owner) for owner, done in seen.items() if not done]
         watcher().count(len(seen) - len(waiting), len(seen), waiting)
-
-    return tell
 
 
 def _note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence[Change]) -> None:
@@ -179,7 +185,9 @@ def _note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence
         )
 
 
-def _note_restarts(rotation: Rotation, cluster: str, phase: Phase, what: str, report: RestartReport) -> None:
+def _note_restarts(
+    rotation: Rotation, cluster: str, phase: Phase, what: str, report: RestartReport, ended: Mapping[str, str]
+) -> None:
     for skipped in report.skipped:
         watcher().note(f"{skipped.owner} was not restarted: {skipped.reason}")
     rotation.note(
@@ -189,6 +197,7 @@ def _note_restarts(rotation: Rotation, cluster: str, phase: Phase, what: str, re
             "phase": phase.value,
             "what": what,
             "owners": [str(item.owner) for item in report.restarted],
+            "ended": dict(ended),
             "skipped": [f"{item.owner}: {item.reason}" for item in report.skipped],
         },
     )

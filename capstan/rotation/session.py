@@ -22,6 +22,7 @@ from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
 from capstan.rotation.accounts import EVIDENCE_HEAD, open_account
 from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
+from capstan.rotation.looks import note_look
 from capstan.systems.base import observe_domain
 from capstan.trust.phase import Goal, Phase
 from capstan.trust.plan import Plan, Policy, StepKind, plan
@@ -232,6 +233,12 @@ class Rotation:
     def observe(self) -> Observation:
         """Read all clusters now."""
         self._last = observe_domain(tuple(self.systems.values()), tuple(self.known()), now=self.now)
+        note_look(self, self._last)
+        return self._last
+
+    @property
+    def seen(self) -> Observation | None:
+        """The last observation, however old, unless a step of ours has acted since; never a new one."""
         return self._last
 
     def recent(self) -> Observation:

@@ -1,0 +1,188 @@
+"""What people see of a rotation in Prefect besides its log: the run's name, the plan, the account, and the timeline.
+
+All of it is for eyes only, published by `flows.publishing` and refreshed when a phase begins or ends, when the run is
+left, and every few seconds of a step. The same key is used for every rotation of a trust domain, so that Prefect keeps
+one version a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from prefect.logging import get_logger
+
+from capstan.errors import CapstanError
+from capstan.evidence import rows
+from capstan.evidence.story import story
+from capstan.evidence.timeline import draw
+from capstan.progress import watcher
+from capstan.rotation import Rotation
+from capstan.trust.plan import Plan
+from flows.publishing import Send, Sender, publisher
+from flows.watching import PrefectWatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from capstan.evidence import Entry
+
+# Rows of the account a page shows: Prefect draws all of them, and an artifact is one JSON value in its database.
+MAX_ROWS = 500
+# Seconds between two refreshes while a phase lasts.
+SECONDS_BETWEEN = 10.0
+
+_log = get_logger("capstan")
+
+
+def key(domain: str, what: str) -> str:
+    """Key of a trust domain's artifact; its name is a DNS label, which Prefect's keys allow."""
+    return f"capstan-{domain}-{what}"
+
+
+def rename_run(rotation: Rotation, phase: str) -> None:
+    """Name the flow run after its domain, where it is, and the rotation, such as `prod-eu: issue (2026-11-22)`."""
+    _put("name", lambda sender: sender.rename(f"{rotation.domain.name}: {phase} ({rotation.id})"))
+
+
+def publish_plan(rotation: Rotation, plan: Plan) -> None:
+    """Show the plan as a table: what is done, where, and what is still to do."""
+    table = plan_rows(plan)
+    done = sum(step.done for step in plan.steps)
+    about = (
+        f"**Plan** of rotation {rotation.id} of `{rotation.domain.name}`: phase **{plan.phase.value}**,"
+        f" {done} of {len(plan.steps)} steps are as they should be\n\n{plan.verdict}. Digest `{plan.digest()}`."
+    )
+    _put("plan", lambda sender: sender.artifact(key(rotation.domain.name, "plan"), "table", table, about))
+
+
+def publish_evidence(rotation: Rotation) -> None:
+    """Show the account as a table, with its head and how to verify it."""
+    entries, head, path = rotation.evidence.entries, rotation.evidence.head, rotation.evidence.path
+    finished = rotation.evidence.finished
+
+    def send(sender: Sender) -> None:
+        about = (
+            f"**Evidence** of rotation {rotation.id} of `{rotation.domain.name}`: {len(entries)} entries,"
+            f" {'complete' if finished else 'goes on'}\n\nSigned and hash-chained; this table is a copy."
+            f" Head `{head}`.\n\n`capstan evidence verify {path} --head {head}`"
+        )
+        sender.artifact(key(rotation.domain.name, "evidence"), "table", evidence_rows(entries), about)
+
+    _put("evidence", send)
+
+
+def publish_timeline(rotation: Rotation) -> None:
+    """Show the account as a picture."""
+    entries = rotation.evidence.entries
+
+    def send(sender: Sender) -> None:
+        about = f"**Timeline** of rotation {rotation.id} of `{rotation.domain.name}`"
+        sender.artifact(key(rotation.domain.name, "timeline"), "markdown", timeline_page(entries), about)
+
+    _put("timeline", send)
+
+
+def plan_rows(plan: Plan) -> list[dict[str, str]]:
+    """One row a step."""
+    return [
+        {
+            "phase": step.phase.value,
+            "step": step.name.partition("/")[2] or step.name,
+            "changes": step.changes,
+            "state": _state(step.clusters, step.pending),
+            "way back": step.reversible,
+        }
+        for step in plan.steps
+    ]
+
+
+def evidence_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One row an entry; of a very long account the last ones."""
+    return [{"#": row.n, "time": row.time, "what": row.kind, "facts": row.facts} for row in rows(entries)[-MAX_ROWS:]]
+
+
+def timeline_page(entries: Sequence[Entry]) -> str:
+    """Markdown with the picture inside: Prefect's image artifact writes the whole data URL below the picture."""
+    picture = base64.b64encode(draw(entries).encode()).decode()
+    return f"![timeline](data:image/svg+xml;base64,{picture})"
+
+
+@contextmanager
+def shown(rotation: Rotation) -> Iterator[None]:
+    """Show an open rotation at once, whenever its phase changes, and when the enclosed block ends, however it ends."""
+    watching = watcher()
+    if publisher() is None or not isinstance(watching, PrefectWatcher):
+        yield
+        return
+    _name(rotation)
+    refresh(rotation)
+    watching.followed_by(_Follower(rotation))
+    try:
+        yield
+    finally:
+        watching.followed_by(None)
+        if rotation.evidence.finished:
+            rename_run(rotation, str(rotation.evidence.entries[-1].body.get("outcome", "over")))
+        refresh(rotation)
+
+
+class _Follower:
+    """Told by the watcher of each phase and step."""
+
+    def __init__(self, rotation: Rotation) -> None:
+        self._rotation = rotation
+        self._last = time.monotonic()
+
+    def phase(self, name: str) -> None:
+        _name(self._rotation, name)
+        self._refresh()
+
+    def step(self) -> None:
+        if time.monotonic() - self._last > SECONDS_BETWEEN:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        refresh(self._rotation)
+        self._last = time.monotonic()
+
+
+def _name(rotation: Rotation, phase: str = "") -> None:
+    """Rename the run to the furthest phase of this turn: one that goes on passes the earlier ones again in seconds."""
+    back = rotation.direction == "back"
+    wanted = f"{phase} back" if phase and back else phase
+    told = [span.name for span in story(rotation.evidence.entries).phases]
+    if told and told[-1].endswith(" back") == back and (not wanted or wanted in told):
+        wanted = told[-1]
+    if wanted:
+        rename_run(rotation, wanted)
+
+
+def refresh(rotation: Rotation) -> None:
+    """Publish plan, evidence and timeline as they are now; never raises."""
+    if publisher() is None:
+        return
+    try:
+        seen = rotation.seen
+        if seen is not None:
+            publish_plan(rotation, rotation.plan(seen))
+        publish_evidence(rotation)
+        publish_timeline(rotation)
+    except CapstanError as error:
+        _log.warning("what people see of rotation %s is not up to date: %s", rotation.id, error)
+
+
+def _state(clusters: tuple[str, ...], pending: tuple[str, ...]) -> str:
+    if not pending:
+        return "✓ done"
+    if len(pending) == len(clusters):
+        return "pending"
+    return f"pending in {', '.join(pending)}"
+
+
+def _put(what: str, send: Send) -> None:
+    if (to := publisher()) is not None:
+        to.put(what, send)
