@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,9 @@ from ruamel.yaml import YAML
 from capstan.cluster.client import Cluster
 from capstan.cluster.eviction import still_there
 from capstan.cluster.workloads import Owners, PodRef
+from capstan.config import ClusterRef, TrustDomain
+from capstan.rotation.expiry import WarnBefore
+from flows.radar import look
 from infra.lab.apiserver.rbac import Attributes, Rule, rule_allows, singles, subject_is
 from infra.lab.apiserver.users import User
 from tests.rotation.rotations import wait_for
@@ -146,6 +150,7 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
         for command, code in (("check", 0), ("plan", 2), ("status", 0)):
             read = run(command, "-o", "json", home=home, kubeconfig=reader)
             assert read.code == code, f"{command}: {read.stderr}"
+        look(TrustDomain(clusters=(ClusterRef(kubeconfig=str(reader)),)), WarnBefore(), datetime.now(UTC))
         use_what_only_a_race_needs(reader)
         refused = run("rotate", "--approve", "auto", "-o", "json", home=home, kubeconfig=reader)
         assert refused.code == 1
