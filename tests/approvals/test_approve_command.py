@@ -8,6 +8,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -330,18 +331,29 @@ def test_on_a_terminal_what_was_not_given_is_asked_for_and_the_last_word_is_the_
 ) -> None:
     asking = ask(ADA, EVE)
     ours, theirs = pty.openpty()
-    os.write(
-        ours, "\n".join(["maybe", "approve", "ada", "CHG-1", "go", str(openssh(tmp_path, ADA)), last, ""]).encode()
-    )
+    typed = ("maybe", "approve", "ada", "CHG-1", "go", openssh(tmp_path, ADA), last)
+    os.write(ours, "".join(f"{line}\n" for line in typed).encode())
+    shown: list[bytes] = []
+    screen = threading.Thread(target=_read_all, args=(ours, shown), daemon=True)
+    screen.start()
     with os.fdopen(theirs, "r") as stdin, os.fdopen(os.dup(theirs), "w") as stderr:
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(sys, "stderr", stderr)
         found, _, _ = run(asking.id)
+    screen.join()
     os.close(ours)
+    assert "begin phase issue of rotation 2026-11-21?" in b"".join(shown).decode()
     assert (found, asking.state) == (code, state)
     if code == 0:
         [given] = asking.resumed().counted
         assert (given.by, given.ticket, given.comment) == ("ada", "CHG-1", "go")
+
+
+def _read_all(terminal: int, into: list[bytes]) -> None:
+    """Read a terminal until its other end is closed, which Linux tells with EIO."""
+    with suppress(OSError):
+        while chunk := os.read(terminal, 4096):
+            into.append(chunk)
 
 
 def test_the_same_answer_may_be_sent_over_the_rest_api(ask: Callable[..., Asking], api: str) -> None:
