@@ -174,6 +174,9 @@ class Radar(BaseModel):
     cron: str | None = Field(
         default=None, description="In each domain's time zone; default: daily between 06:00 and 07:00, spread by name"
     )
+    job_variables: dict[str, Any] = Field(
+        default_factory=dict, description="Merged over the domain's, such as service_account_name: capstan-reader"
+    )
     warn_before: WarnBefore = Field(default=WarnBefore(), description="From when on an end is told, and how urgently")
 
 

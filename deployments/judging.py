@@ -116,6 +116,11 @@ def _policy(inventory: Inventory, entry: DomainEntry, path: Path, source: Source
         shared: Path = ("defaults", "policy", field)
         return own if own in source.places or shared not in source.places else shared
 
+    for field in ("window", "time_zone"):
+        for where in ((*path, "policy", field), ("defaults", "policy", field)):
+            if where in source.places:
+                expected = "maintenance_window and time_zone beside the policy: they place the schedule too"
+                yield source.problem(where, f"{field} in a policy", expected)
     unusable = False
     for at, approver in enumerate(policy.approvers):
         try:

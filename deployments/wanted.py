@@ -149,7 +149,7 @@ def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None) ->
                 parameters=parameters | {"warn_before": as_json(inventory.radar.warn_before)},
                 description=describing.radar(about),
                 schedules=_by_role(daily) if entry.enabled else {},
-                **common,
+                **common | {"job_variables": common["job_variables"] | inventory.radar.job_variables},
             )
         )
     return result

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,8 @@ from tests.support.prefect_server import prefect_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes" / "work-pool.json"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -190,7 +192,8 @@ def test_a_job_template_from_a_file_is_kept_as_the_file_says(fleet: Fleet) -> No
     }
     (fleet.file.parent / "pool.json").write_text(json.dumps(template))
     pool = "work_pools: [{name: capstan, type: kubernetes, base_job_template: pool.json}]\n"
-    fleet.write(pool + domains("prod-eu", more=", vault: 'https://keys.vault.azure.net'"))
+    vault = ", vault: 'https://keys.vault.azure.net'"
+    fleet.write(pool + domains("prod-eu", more=vault))
     fleet.apply()
     assert fleet.plan().pending is False
     template["variables"]["properties"]["image"]["default"] = "capstan:2"
@@ -203,3 +206,13 @@ def test_a_job_template_from_a_file_is_kept_as_the_file_says(fleet: Fleet) -> No
     assert fleet.plan().pending is False
     fleet.write(domains("prod-eu"))
     assert [change.action for change in fleet.plan().pools] == [Action.TAKEN]
+
+    ours = f"work_pools: [{{name: capstan, type: kubernetes, base_job_template: {KUBERNETES}}}]\n"
+    fleet.write(
+        ours + "radar: {job_variables: {service_account_name: capstan-reader}}\n" + domains("prod-eu", more=vault)
+    )
+    fleet.apply()  # the server checks the variables against the template
+    assert fleet.plan().pending is False
+    variables = {item.key: item.deployed.found.job_variables for item in fleet.plan().deployments if item.deployed}
+    assert variables["radar/prod-eu"] == {"service_account_name": "capstan-reader"}
+    assert variables["linkerd-trust-anchor/prod-eu"] == {}

@@ -180,6 +180,10 @@ class TestWhatNoSingleFieldShows:
             "domains[0].policy.quorum"
         ]
 
+    def test_a_window_in_the_policy_which_would_not_move_the_schedule(self) -> None:
+        found = reading(domains("a", "b", more=", policy: {time_zone: UTC}"))
+        assert [p.field for p in found.errors] == ["domains[0].policy.time_zone", "domains[1].policy.time_zone"]
+
     def test_an_approvers_key_that_is_none(self) -> None:
         approvers = f", policy: {{approvers: [{{name: ann, key: {ANN}}}, {{name: bob, key: nonsense}}]}}"
         (problem,) = reading(domains("a", more=approvers)).errors
