@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # A leaf is renewed at 70 % of its life, and not while the API server is down (linkerd-identity asks it for a
-# TokenReview): the remaining 30 % have to be longer than an outage, on a busy machine.
-LEAF_SECONDS = 40
+# TokenReview): the remaining 30 % have to be longer than an outage, on a busy machine. And the 70 % have to be longer
+# than the kills around the switch of the issuer, so that there is something left to wait for.
+LEAF_SECONDS = 60
 
 
 @pytest.fixture(scope="session")

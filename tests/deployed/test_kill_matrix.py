@@ -78,7 +78,6 @@ CHAINS: dict[str, list[tuple[str, str]]] = {
         (API_SERVER, "issue"),
         (KEY_VAULT, "waiting"),
         (KEY_VAULT, "woken"),
-        (API_SERVER, "resumed: distrust"),
         (API_SERVER, "distrust restart"),
         (KEY_VAULT, "finishing"),
     ],

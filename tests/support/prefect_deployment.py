@@ -353,6 +353,15 @@ class Deployed:
             env={**others, **environment, **self._leash.environment},
         )  # fmt: skip
 
+    def call(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end beside the parts, with nothing of Prefect's in its environment but `environment`."""
+        others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        with (self.home / "calls.log").open("ab") as log:
+            return subprocess.run(
+                list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.home,
+                env={**others, **environment, **self._leash.environment}, check=False,
+            )  # fmt: skip
+
     @staticmethod
     def _killed(part: subprocess.Popen[bytes] | None) -> None:
         assert part is not None, "it is not running"
