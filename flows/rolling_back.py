@@ -43,7 +43,8 @@ def back(rotation: Rotation, why: str = "it was asked for") -> None:
     Raises:
         As `roll_back_when_approved`, but for the approval.
     """
-    steps.recall(rotation)  # before anything is changed: everything that the way back needs is there, and is good
+    if rotation.direction == "forward":
+        steps.recall(rotation)  # before anything is changed: all that the way back needs is there, and is good
     if rotation.record().outcome == ROLLED_BACK:
         return
     steps.turn_back(rotation, FlowRunClaimant().claim(rotation.now()), why=why)

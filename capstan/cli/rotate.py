@@ -76,6 +76,14 @@ def run_rotation(
             return rotate_trust_anchor(domain, rotation, take_over, forward)
 
 
+def _refused(outcome: Outcome) -> str:
+    if outcome.old_root_refused:
+        return "refused by every one"
+    if outcome.completed:
+        return "nowhere" if not outcome.roots_before else "refused by every one, as an earlier run has shown"
+    return "not shown to be refused"
+
+
 def print_outcome(outcome: Outcome, output: Output) -> None:
     """What a run came to, as a table or as data."""
     back = outcome.direction == "back"
@@ -105,10 +113,7 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
             ("roots before", ", ".join(root[:16] for root in outcome.roots_before)),
             ("roots after", ", ".join(root[:16] for root in outcome.roots_after)),
             ("live proxies", str(outcome.peers)),
-            (
-                "new root" if back else "old root",
-                "refused by every one" if outcome.old_root_refused else "not shown to be refused",
-            ),
+            ("new root" if back else "old root", _refused(outcome)),
             ("API requests", str(outcome.api_requests)),
             ("evidence", f"capstan evidence verify {outcome.evidence}"),
         ],

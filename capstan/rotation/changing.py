@@ -38,7 +38,7 @@ def narrow_bundle(rotation: Rotation, cluster: str) -> None:
     """
     with audited_step(f"narrow-bundle/{cluster}"):
         rotation.acted()
-        watcher().step("bundle := new", cluster)
+        watcher().step(f"bundle := {_stays(rotation)}", cluster)
         _note_changes(rotation, "bundle-narrowed", cluster, rotation.systems[cluster].ensure_bundle(rotation.stays))
 
 
@@ -130,13 +130,17 @@ def switch_issuer(rotation: Rotation, cluster: str) -> None:
     """
     with audited_step(f"switch-issuer/{cluster}"):
         rotation.acted()
-        watcher().step("issuer := new", cluster)
+        watcher().step(f"issuer := {_stays(rotation)}", cluster)
         target = rotation.required_target()
         reference = target.references.get(f"issuer/{cluster}")
         if reference is None:
             return
         issuer = material.issuer_material(rotation.vault, reference)
         _note_changes(rotation, "issuer-switched", cluster, rotation.systems[cluster].ensure_issuer(issuer))
+
+
+def _stays(rotation: Rotation) -> str:
+    return "new" if rotation.direction == "forward" else "old"
 
 
 def _wanted_roots(rotation: Rotation, phase: Phase) -> frozenset[str]:

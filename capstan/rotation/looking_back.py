@@ -68,13 +68,13 @@ def look_back(domain: TrustDomain, rotation: str | None = None) -> WayBack:
         original = Bundle.parse(record.notes[OLD_ROOTS], f"record of rotation {record.rotation_id}")
         known = [*original, retired.root, *retired.issuers.values()]
         seen = observe_domain(tuple(systems.values()), known)
-        before(
-            vault, systems.values(), seen,
-            domain=domain.name, rotation=record.rotation_id, original=original, now=datetime.now(UTC),
-        )  # fmt: skip
         certificates = {certificate.fingerprint: certificate for certificate in known}
         for system in systems.values():
             certificates.update(system.certificates())
+        before(
+            vault, seen, certificates,
+            domain=domain.name, rotation=record.rotation_id, original=original, now=datetime.now(UTC),
+        )  # fmt: skip
         old, new = aims(record.model_copy(update={"direction": "back"}))
         return WayBack(record, plan(seen, old, new, plan_policy(domain), back=True), seen, certificates)
     finally:

@@ -305,15 +305,23 @@ class Rotation:
             )
         )
 
+    def _completed(self, seen: Observation) -> bool:
+        if self.direction == "forward":
+            return self.plan(seen).phase is Phase.DONE and bool(self.old_root_refused)
+        if self.retired is None:  # nothing was minted: there was nothing to take back
+            return True
+        # A way back that has ended is not taken again, and its account holds the proof.
+        proven = bool(self.old_root_refused) or self.record().finished is not None
+        return self.plan(seen).phase is Phase.DONE and proven
+
     def outcome(self) -> Outcome:
         """What this run came to, judged from the last observation."""
         last = self._last or self.observe()
         bundles = {root for cluster in last.clusters for root in cluster.bundle}
-        nothing_minted = self.direction == "back" and self.retired is None
         return Outcome(
             rotation=self.id,
             direction=self.direction,
-            completed=nothing_minted or (self.plan(last).phase is Phase.DONE and bool(self.old_root_refused)),
+            completed=self._completed(last),
             resumed=self.resumed,
             phases=tuple(self._phases),
             roots_before=tuple(sorted(self.old.fingerprints)),

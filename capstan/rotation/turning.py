@@ -18,7 +18,7 @@ from capstan.rotation import material
 from capstan.rotation.accounts import open_account, reopened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
     from datetime import datetime
 
     from capstan.cluster.record import Claim, RotationRecord
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from capstan.pki.inspect import Certificate
     from capstan.rotation.material import Target
     from capstan.rotation.session import Direction, Rotation
-    from capstan.systems.base import TrustSystem
     from capstan.trust.observation import Fingerprint, Observation
     from capstan.trust.phase import Goal
     from capstan.vaults.base import Reference, Vault
@@ -100,8 +99,8 @@ def recall(rotation: Rotation) -> None:
         )
         rotation.target = before(
             rotation.vault,
-            rotation.systems.values(),
             rotation.observe(),
+            {f: c for system in rotation.systems.values() for f, c in system.certificates().items()},
             domain=rotation.domain.name,
             rotation=rotation.id,
             original=rotation.original,
@@ -137,8 +136,8 @@ def turn_back(rotation: Rotation, claim: Claim | None = None, *, why: str = "it 
 
 def before(
     vault: Vault,
-    systems: Iterable[TrustSystem],
     seen: Observation,
+    certificates: Mapping[Fingerprint, Certificate],
     *,
     domain: str,
     rotation: str,
@@ -150,16 +149,18 @@ def before(
     An issuer that was replaced comes from its backup, and has to be good today. One that chains to an old root as it is
     was never replaced (or somebody has put it there since): it is left alone.
 
+    Args:
+        certificates: Every root and issuer met while observing.
+        original: The roots that were trusted when the rotation began.
+
     Raises:
         GateRefused: An issuer was replaced, and the one before it is gone, has expired, or chains to none of the roots.
     """
     issuers: dict[str, Certificate] = {}
     references: dict[str, Reference] = {}
     roots: list[Certificate] = []
-    observed = {cluster.name: cluster.issuer for cluster in seen.clusters}
-    for system in systems:
-        name = system.cluster_name
-        present = observed[name]
+    for cluster in seen.clusters:
+        name, present = cluster.name, cluster.issuer
         reference = material.previous_issuer(vault, domain=domain, rotation=rotation, cluster=name)
         # The backup is taken where it is the present issuer, too: a switch back may have died half-way.
         if (
@@ -167,7 +168,7 @@ def before(
             and present.anchors & original.fingerprints
             and (reference is None or reference.fingerprint != present.fingerprint)
         ):
-            issuers[name] = system.certificates()[present.fingerprint]
+            issuers[name] = certificates[present.fingerprint]
             roots += [root for root in original if root.fingerprint in present.anchors][:1]
         elif reference is not None:
             issuer, root = _good_today(vault, reference, name, original, now)
