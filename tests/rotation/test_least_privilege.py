@@ -165,7 +165,7 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
     finally:
         rights = lab.call("GET", "/lab/stats")["rights"]
         for path in odd:
-            lab.call("DELETE", path)
+            lab.call("DELETE", f"{path}?propagationPolicy=Background")  # a ReplicationController would leave its pod
         wait_for(lambda: not any(pod["pod"].startswith("odd-") for pod in lab.pods()), "the added workloads to go")
     # 3. It was refused nothing, and each right was the only one that permitted something it did.
     asked = {
