@@ -8,7 +8,9 @@ from pathlib import Path
 from prefect import flow
 
 from capstan.approvals import Request
+from capstan.errors import Unreachable
 from flows.durable import leave_until
+from flows.faults import come_back_later
 from flows.suspending import ask_by_suspending
 
 
@@ -24,6 +26,14 @@ def waits(diary: str, seconds: float) -> str:
     if datetime.now(UTC) < deadline:
         leave_until(deadline, "waits for the deadline")
     return "done"
+
+
+@flow(persist_result=False)
+def meets_a_fault() -> None:
+    """Its cluster does not answer."""
+    error = Unreachable("no answer", where="https://prod.invalid", observed="connection refused")
+    come_back_later(error)
+    raise error
 
 
 @flow(persist_result=False)

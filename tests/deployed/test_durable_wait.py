@@ -1,6 +1,6 @@
 """Leaving the process and coming back, against a real Prefect server: what our waits and approvals rest on.
 
-Runs are executed as a worker executes them (`prefect flow-run execute`), one process each.
+Runs are executed as a worker executes them (`python -m prefect.engine`), one process each.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Server:
     def execute(self, run: str) -> None:
         """Let a process run it, to its end or until it leaves."""
         done = subprocess.run(
-            [sys.executable, "-m", "prefect", "flow-run", "execute", run], cwd=ROOT, env=self.environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+            [sys.executable, "-m", "prefect.engine"], cwd=ROOT, env={**self.environment, "PREFECT__FLOW_RUN_ID": run},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
 
@@ -88,6 +88,18 @@ def test_a_run_that_waits_is_scheduled_for_its_deadline_under_its_own_id_and_goe
     server.execute(run)
     assert server.run(run)["state"]["name"] == "Completed"
     assert diary.read_text().count("looked") == 2
+
+
+def test_a_run_whose_cluster_is_away_comes_back_for_it_later_each_time(server: Server) -> None:
+    run = server.launch("meets_a_fault")
+    for number in (1, 2):
+        server.execute(run)
+        state = server.run(run)["state"]
+        assert state["name"] == "Waiting"
+        assert f"{number} of 10: no answer (https://prod.invalid): connection refused" in state["message"]
+        away = datetime.fromisoformat(state["state_details"]["scheduled_time"]) - datetime.now(UTC)
+        assert timedelta(minutes=number - 1) < away <= timedelta(minutes=number)
+        server.post(f"/flow_runs/{run}/set_state", state={"type": "PENDING"}, force=True)
 
 
 def test_an_approval_asked_for_by_suspending_takes_only_an_answer_that_fits(server: Server, tmp_path: Path) -> None:
