@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
-from capstan.progress import LogWatcher, Watcher, watched_by
+from capstan.progress import Watcher, watched_by
 from flows.publishing import Publisher, published
 
 # Names of those waited for that a bar lists; the log and the gate's error have the rest.
@@ -48,6 +49,12 @@ class Bar:
         """0 to 100."""
         return 100.0 * self.done / self.total if self.total else 0.0
 
+    def line(self) -> str:
+        """For a log."""
+        names = ", ".join(self.waiting_for[:3])
+        more = f" and {len(self.waiting_for) - 3} more" if len(self.waiting_for) > 3 else ""
+        return f"{self.step}: {self.done} of {self.total}" + (f", waiting for {names}{more}" if names else "")
+
     def text(self) -> str:
         """Markdown."""
         title = f"**{self.phase}: {self.step}**" + (f" ({self.detail})" if self.detail else "")
@@ -73,6 +80,7 @@ class PrefectWatcher:
         self._lock = threading.Lock()
         self._bar = Bar("begin", "", "")
         self._follower: Follower | None = None
+        self._log: logging.Logger | logging.LoggerAdapter[logging.Logger] = get_logger("capstan")
 
     def followed_by(self, follower: Follower | None) -> None:
         """Tell somebody else too; None: nobody any more."""
@@ -81,14 +89,14 @@ class PrefectWatcher:
     def phase(self, name: str) -> None:
         with self._lock:
             self._bar = Bar(name, "", "")
-        _lines().phase(name)
+        self._say(f"phase {name}")
         if self._follower is not None:
             self._follower.phase(name)
 
     def step(self, name: str, detail: str = "") -> None:
         with self._lock:
             self._bar = Bar(self._bar.phase, name, detail)
-        _lines().step(name, detail)
+        self._say(f"{name}: {detail}" if detail else name)
         if self._follower is not None:
             self._follower.step()
 
@@ -100,12 +108,18 @@ class PrefectWatcher:
             counted = (bar.done, bar.total) != (self._bar.done, self._bar.total)
             self._bar = bar
         if counted:
-            _lines().count(done, total, waiting_for)
+            self._say(bar.line())
         if self._publisher is not None and total:
             self._publisher.put(bar.name, lambda sender: sender.bar(bar.name, bar.percent(), bar.text()))
 
     def note(self, text: str) -> None:
-        _lines().note(text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Into the log of the innermost run of the calling thread; a thread without one uses that of the last call."""
+        with suppress(MissingContextError):
+            self._log = get_run_logger()
+        self._log.info("%s", text)
 
 
 @contextmanager
@@ -113,14 +127,6 @@ def watched_in_prefect() -> Iterator[Watcher]:
     """Report the enclosed rotation to the flow run around it; also opens the publisher."""
     with published() as publisher, watched_by(PrefectWatcher(publisher)) as watcher:
         yield watcher
-
-
-def _lines() -> LogWatcher:
-    # The run's logger is that of the innermost run of the calling thread, so it is asked for at each call.
-    try:
-        return LogWatcher(get_run_logger())  # type: ignore[arg-type]  # a LoggerAdapter logs as a Logger does
-    except MissingContextError:
-        return LogWatcher(get_logger("capstan"))
 
 
 def _plain(text: str) -> str:

@@ -162,6 +162,8 @@ class _Counting:
     def __init__(self, rotation: Rotation) -> None:
         self.ended: dict[str, str] = {}
         self._rotation = rotation
+        # Workloads are restarted by threads of their own, which do not inherit whoever watches here.
+        self._watcher = watcher()
         self._seen: dict[Any, bool] = {}
 
     def __call__(self, step: Step) -> None:
@@ -170,7 +172,7 @@ class _Counting:
         if step.done:
             self.ended.setdefault(str(step.owner), self._rotation.now().isoformat(timespec="milliseconds"))
         waiting = [str(owner) for owner, done in seen.items() if not done]
-        watcher().count(len(seen) - len(waiting), len(seen), waiting)
+        self._watcher.count(len(seen) - len(waiting), len(seen), waiting)
 
 
 def _note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence[Change]) -> None:
