@@ -33,7 +33,7 @@ def approved(rotation: Rotation, phase: Phase) -> None:
         ApprovalRejected: A person said no; this phase was not begun.
         Pause: The run is suspended until somebody answers.
     """
-    if phase.value not in rotation.domain.policy.approvals:
+    if phase.value not in approver_policy(rotation.domain).gates:
         return
 
     def proposed() -> tuple[Proposal, bool]:

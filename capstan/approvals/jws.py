@@ -56,7 +56,7 @@ def verify(statement: Statement, compact: str, certificate: Certificate, *, aske
         # `verify_signature` and the algorithms by key: what the header claims selects nothing else (RFC 8725, 3.1).
         decoded = jwt.PyJWS().decode_complete("".join(compact.split()), key, allowed)
         payload = json.loads(decoded["payload"])
-    except (jwt.InvalidTokenError, ValueError) as error:
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
         raise VerificationFailed(
             "the signature cannot count", where=where, observed=str(error) or type(error).__name__,
             expected=f"a compact JWS by that certificate's key ({' or '.join(allowed)})",
@@ -88,7 +88,7 @@ def signer(compact: str) -> str:
     """
     try:
         header = jwt.get_unverified_header("".join(compact.split()))
-    except jwt.InvalidTokenError as error:
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
         raise _failed(
             "this is no signature", "--signature", str(error), "an SSH signature or a compact JSON Web Signature"
         ) from error

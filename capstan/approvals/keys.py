@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from capstan.approvals import sshsig
+from capstan.approvals.statement import plain
 from capstan.errors import InvalidInput, InvalidPem
 from capstan.pki.inspect import Certificate
 from capstan.pki.keys import spki_sha256
@@ -59,7 +60,9 @@ def listed(approver: ApproverKey) -> ListedKey:
     Raises:
         InvalidInput: It is neither, is a private key, or is of a kind that does not count.
     """
-    text = approver.key.strip()
+    text, name = approver.key.strip(), plain(approver.name)
+    if not name:
+        raise _unusable(approver, "no name", "the name of the person it belongs to")
     if "PRIVATE KEY" in text:
         # Not even a part of it is repeated: this text is on its way into a log.
         raise _unusable(approver, "a private key", "a public key; and treat that private key as leaked")
@@ -70,7 +73,7 @@ def listed(approver: ApproverKey) -> ListedKey:
     except ValueError as error:
         raise _unusable(approver, str(error), "one line of an OpenSSH .pub file, or a PEM certificate") from error
     _require_strong(approver, key.key)
-    return ListedKey(approver.name, "ssh", key.fingerprint, spki_sha256(key.key), ssh=key)
+    return ListedKey(name, "ssh", key.fingerprint, spki_sha256(key.key), ssh=key)
 
 
 def _certificate(approver: ApproverKey, text: str) -> ListedKey:
@@ -80,7 +83,11 @@ def _certificate(approver: ApproverKey, text: str) -> ListedKey:
         raise _unusable(approver, error.observed or error.what, "one PEM certificate") from error
     _require_strong(approver, certificate.public_key)
     return ListedKey(
-        approver.name, "x509", f"x5t#S256:{thumbprint(certificate)}", certificate.spki_sha256, certificate=certificate
+        plain(approver.name),
+        "x509",
+        f"x5t#S256:{thumbprint(certificate)}",
+        certificate.spki_sha256,
+        certificate=certificate,
     )
 
 

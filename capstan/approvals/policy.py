@@ -11,14 +11,14 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from capstan.approvals.keys import ListedKey, listed
-from capstan.config import ApproverKey  # noqa: TC001  # pydantic reads the annotation at run time
+from capstan.config import ApproverKey, ClusterRef  # noqa: TC001  # pydantic reads the annotations at run time
 from capstan.errors import Denied, InvalidInput
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from capstan.config import TrustDomain
 
 VARIABLE: Final = "CAPSTAN_APPROVERS"
+ALL_GATES: Final[frozenset[Literal["trust", "issue", "distrust"]]] = frozenset({"trust", "issue", "distrust"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,13 @@ class ApproverPolicy:
     Attributes:
         keys: Every key that counts; none means that whoever can resume the run decides.
         quorum: How many different people must approve.
+        gates: Phases before which somebody is asked; a roll-back is asked for always.
         source: Where this was declared, for messages.
     """
 
     keys: tuple[ListedKey, ...] = ()
     quorum: int = 1
+    gates: frozenset[str] = ALL_GATES
     source: str = ""
 
     @property
@@ -63,23 +66,27 @@ class _Entry(BaseModel):
 
     approvers: tuple[ApproverKey, ...] = ()
     quorum: int = Field(default=1, ge=1)
+    approvals: frozenset[Literal["trust", "issue", "distrust"]] = Field(default=ALL_GATES, min_length=1)
+    clusters: tuple[ClusterRef, ...] | None = None
 
 
 def approver_policy(domain: TrustDomain, environ: Mapping[str, str] = os.environ) -> ApproverPolicy:
     """Whose answers count for a trust domain.
 
     Args:
-        environ: Read for `CAPSTAN_APPROVERS`, a YAML file: domain -> `approvers` (as in the policy) and `quorum`.
+        environ: Read for `CAPSTAN_APPROVERS`, a YAML file: domain -> `approvers`, `quorum` and `approvals` as in the
+            policy, and `clusters` as in the domain, which then must be the same. A file of several domains must say
+            which clusters are whose: else a launch could rotate one domain's clusters under another one's name.
 
     Raises:
         InvalidInput: A key cannot be used, two people share one, the quorum cannot be reached, or the file is no such
             file; names the field.
-        Denied: The file does not list this domain.
+        Denied: The file does not list this domain, or lists other clusters for it.
     """
     path = environ.get(VARIABLE, "")
     if not path:
         source = f"policy of trust domain {domain.name}"
-        return compiled(domain.policy.approvers, domain.policy.quorum, source)
+        return compiled(domain.policy.approvers, domain.policy.quorum, source, domain.policy.approvals)
     entries = _read(Path(path))
     if domain.name not in entries:
         raise Denied(
@@ -88,10 +95,33 @@ def approver_policy(domain: TrustDomain, environ: Mapping[str, str] = os.environ
             next_command=f"add {domain.name} to {path} (${VARIABLE}), with `approvers` and `quorum`",
         )  # fmt: skip
     entry = _entry(entries[domain.name], domain.name, path)
-    return compiled(entry.approvers, entry.quorum, f"{path}, trust domain {domain.name}")
+    _require_its_clusters(entry, domain, path, alone=len(entries) == 1)
+    return compiled(entry.approvers, entry.quorum, f"{path}, trust domain {domain.name}", entry.approvals)
 
 
-def compiled(approvers: Sequence[ApproverKey], quorum: int, source: str) -> ApproverPolicy:
+def _require_its_clusters(entry: _Entry, domain: TrustDomain, path: str, *, alone: bool) -> None:
+    if entry.clusters is None and not alone:
+        raise InvalidInput(
+            "the file of approvers does not say which clusters are whose",
+            where=f"{path}, field {domain.name}.clusters", observed="none, in a file of several trust domains",
+            expected="the domain's clusters, as in its inventory", next_command=f"edit {path}",
+        )  # fmt: skip
+    if entry.clusters is not None and set(entry.clusters) != set(domain.clusters):
+        raise Denied(
+            "this worker may not rotate these clusters under this name", where=f"{path}, field {domain.name}.clusters",
+            observed="; ".join(_told(cluster) for cluster in domain.clusters),
+            expected="; ".join(_told(cluster) for cluster in entry.clusters),
+            next_command="launch the deployment of that trust domain, or correct the file",
+        )  # fmt: skip
+
+
+def _told(cluster: ClusterRef) -> str:
+    return f"{cluster.name} (kubeconfig {cluster.kubeconfig or 'default'}, context {cluster.context or 'default'})"
+
+
+def compiled(
+    approvers: Sequence[ApproverKey], quorum: int, source: str, gates: frozenset[str] = ALL_GATES
+) -> ApproverPolicy:
     """Parse the keys and check that the list makes sense.
 
     Raises:
@@ -106,7 +136,7 @@ def compiled(approvers: Sequence[ApproverKey], quorum: int, source: str) -> Appr
                 error.what, where=f"{source}, field approvers[{number}].key ({approver.name})", observed=error.observed,
                 expected=error.expected, next_command=error.next_command,
             ) from error  # fmt: skip
-    policy = ApproverPolicy(tuple(keys), quorum, source)
+    policy = ApproverPolicy(tuple(keys), quorum, frozenset(gates), source)
     _require_distinct(policy)
     if quorum > max(1, len(policy.names)):
         raise InvalidInput(
@@ -161,7 +191,8 @@ def _entry(value: object, domain: str, path: str) -> _Entry:
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
         raise InvalidInput(
             "the file of approvers cannot be used", where=f"{path}, field {domain}{field}", observed=first["msg"],
-            expected="`approvers` (a list of `name` and `key`) and `quorum`", next_command=f"edit {path}",
+            expected="`approvers` (a list of `name` and `key`), `quorum`, `approvals`, `clusters`",
+            next_command=f"edit {path}",
         ) from error  # fmt: skip
 
 

@@ -82,7 +82,8 @@ class Proposal:
         direction: `forward` to the new root, or `back` to the old ones.
         gate: What would begin.
         meaning: What that means, in a sentence or two.
-        clusters: Clusters of the domain.
+        clusters: Clusters of the domain, each with how it is reached: a run's parameters choose that.
+        vault: Where the keys live: parameters choose that too.
         leaving: Roots that are turned away from.
         staying: Roots that are trusted in the end.
         plan: Digest of the plan (`capstan.trust.plan.Plan.digest`).
@@ -93,6 +94,7 @@ class Proposal:
         way_back: How it is taken back.
         on_reject: What a rejection does.
         on_timeout: What it does when nobody answers in time.
+        asked_before: Gates before which somebody is asked; the others are passed without.
         approvers: Whose signed answers count; empty where whoever can resume the run decides.
         quorum: How many different approvers must agree.
         evidence: Shown, and not in the digest.
@@ -107,6 +109,7 @@ class Proposal:
     gate: str
     meaning: str
     clusters: tuple[str, ...]
+    vault: str
     leaving: tuple[Anchor, ...]
     staying: tuple[Anchor, ...]
     plan: str
@@ -117,6 +120,7 @@ class Proposal:
     way_back: str
     on_reject: str
     on_timeout: str
+    asked_before: tuple[str, ...]
     approvers: tuple[str, ...]
     quorum: int
     evidence: Evidence
@@ -140,6 +144,7 @@ class Proposal:
             "gate": self.gate,
             "meaning": self.meaning,
             "clusters": sorted(self.clusters),
+            "vault": self.vault,
             "leaving": [_anchor(root) for root in self.leaving],
             "staying": [_anchor(root) for root in self.staying],
             "plan": self.plan,
@@ -154,6 +159,7 @@ class Proposal:
             "wayBack": self.way_back,
             "onReject": self.on_reject,
             "onTimeout": self.on_timeout,
+            "askedBefore": sorted(self.asked_before),
             "approvers": sorted(self.approvers),
             "quorum": self.quorum,
         }

@@ -22,9 +22,10 @@ def as_text(proposal: Proposal) -> str:
     """Plain text of at most 100 columns."""
     evidence = proposal.evidence
     lines = [*_wrapped(title(proposal)), "", *_wrapped(proposal.meaning), ""]
-    lines += _field("clusters", ", ".join(proposal.clusters))
-    lines += _fields("leaving", [_anchor(root) for root in proposal.leaving])
-    lines += _fields("staying", [_anchor(root) for root in proposal.staying])
+    lines += _fields("clusters", proposal.clusters)
+    lines += _field("keys", proposal.vault)
+    for label, roots in (("leaving", proposal.leaving), ("staying", proposal.staying)):
+        lines += _fields(label, [line for root in roots for line in (_named(root), f"SHA-256 {root.fingerprint}")])
     lines += ["", "steps"]
     for step in proposal.steps:
         lines += _field(step.name.partition("/")[2] or step.name, f"{step.changes}  [{', '.join(step.clusters)}]", 24)
@@ -36,6 +37,7 @@ def as_text(proposal: Proposal) -> str:
     lines += _field("if rejected", proposal.on_reject)
     lines += _field("no answer", proposal.on_timeout)
     lines += _field("who decides", who(proposal))
+    lines += _field("asked before", ", ".join(proposal.asked_before))
     lines += ["", f"evidence at {evidence.at:%Y-%m-%d %H:%M:%S} UTC"]
     lines += _field("", f"{evidence.peers} live proxies of {evidence.workloads} workloads")
     for sentence in evidence.sentences:
@@ -65,14 +67,14 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
         ),
         "",
         *(
-            f"- Root that {role}: {escaped(root.common_name or '(no name)')}"
-            + (f", until {_end(root)}" if root.not_after else "")
-            + f", SHA-256 {_grouped(root.fingerprint)}"
+            f"- Root that {role}: {escaped(_named(root))}, SHA-256 {_grouped(root.fingerprint)}"
             for role, roots in (("leaves", proposal.leaving), ("stays", proposal.staying))
             for root in roots
         ),
         f"- Workloads that may restart ({len(proposal.workloads)}): "
         + escaped("; ".join(some(proposal.workloads)) or "none"),
+        *(f"- Cluster {escaped(cluster)}" for cluster in proposal.clusters),
+        f"- Keys live in {escaped(proposal.vault)}",
         "",
         "### What if",
         "",
@@ -84,6 +86,7 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
                 ("Way back:", proposal.way_back),
                 ("If rejected:", proposal.on_reject),
                 ("If nobody answers:", proposal.on_timeout),
+                ("Somebody is asked before:", ", ".join(proposal.asked_before)),
             )
         ),
         "",
@@ -143,13 +146,9 @@ def _grouped(fingerprint: str) -> str:
     return " ".join(fingerprint[start : start + 8] for start in range(0, len(fingerprint), 8))
 
 
-def _anchor(root: Anchor) -> str:
-    end = f", until {_end(root)}" if root.not_after else ""
-    return f"{root.fingerprint[:16]}  {root.common_name}{end}"
-
-
-def _end(root: Anchor) -> str:
-    return f"{root.not_after:%Y-%m-%d}" if root.not_after else ""
+def _named(root: Anchor) -> str:
+    end = f", until {root.not_after:%Y-%m-%d}" if root.not_after else ""
+    return f"{root.common_name or '(no name)'}{end}"
 
 
 def _wrapped(text: str) -> list[str]:

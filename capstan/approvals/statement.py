@@ -27,9 +27,11 @@ ANSWERS: Final[dict[Choice, Answer]] = {choice: answer for answer, choice in CHO
 def plain(text: str) -> str:
     """Text as it is signed: Unicode NFC, lines ended by a line feed, nothing but content at both ends.
 
-    Forms and terminals add such differences; no two texts that a person would tell apart become one.
+    Forms and terminals add such differences; no two texts that a person would tell apart become one. Halves of
+    surrogate pairs, which JSON can carry and UTF-8 cannot, become replacement characters.
     """
-    lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    lines = unicodedata.normalize("NFC", whole).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).strip()
 
 

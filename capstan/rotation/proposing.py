@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from capstan.cluster.record import RotationRecord
-    from capstan.config import RotationPolicy, TrustDomain
+    from capstan.config import ClusterRef, RotationPolicy, TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.rotation.session import Rotation
     from capstan.trust.observation import Observation
@@ -99,7 +99,8 @@ def proposed(
         direction="back" if gate == "roll-back" else record.direction,
         gate=gate,
         meaning=_MEANING[gate],
-        clusters=tuple(sorted(cluster.name for cluster in seen.clusters)),
+        clusters=tuple(_reached(cluster, domain) for cluster in domain.clusters),
+        vault=domain.vault_url(),
         leaving=_anchors(sorted(plan.old), certificates),
         staying=_anchors(sorted(plan.stays), certificates),
         plan=plan.digest(),
@@ -110,11 +111,21 @@ def proposed(
         way_back=_way_back(plan, gate),
         on_reject=_on_reject(domain.policy, gate),
         on_timeout=_ON_TIMEOUT,
+        asked_before=tuple(phase.value for phase in Phase if phase.value in policy.gates),
         approvers=policy.names,
         quorum=policy.quorum,
         evidence=_evidence(plan, gate, seen, now),
         keys=policy.key_ids,
     )
+
+
+def _reached(cluster: ClusterRef, domain: TrustDomain) -> str:
+    """A cluster and how it is reached, as the parameters say; not its address, which may differ between workers."""
+    if cluster.kubeconfig is None and cluster.context is None:
+        how = "where the worker runs, or its default kubeconfig"
+    else:
+        how = f"context {cluster.context or '(current)'} of {cluster.kubeconfig or 'the default kubeconfig'}"
+    return f"{cluster.name}: {how}, namespace {domain.control_plane_namespace}"
 
 
 def _steps(plan: Plan, gate: Gate) -> tuple[ProposedStep, ...]:

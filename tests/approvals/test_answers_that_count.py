@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -231,6 +233,11 @@ def test_the_page_of_the_next_asking_says_what_became_of_earlier_answers() -> No
     )
 
 
+def _dotted(parts: list[bytes]) -> str:
+    """Three parts as a compact JWS has them."""
+    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
 ADA, BOB, CAY = (person(name, kind) for name, kind in (("ada", "ssh"), ("bob", "x509"), ("cay", "ssh")))
 EVERYBODY = listing(ADA, BOB, CAY, quorum=2)
 ANSWERS: dict[tuple[Person, str], Approval] = {
@@ -254,6 +261,31 @@ def test_any_sequence_of_answers_comes_to_what_the_last_of_each_person_says(said
     )  # fmt: skip
     assert found.state == expected
     assert {given.by: given.decision for given in found.counted} == last
+
+
+ANYTHING = st.text(st.characters(), max_size=40)  # halves of surrogate pairs included, as JSON may carry them
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    said=st.fixed_dictionaries({"ticket": ANYTHING, "comment": ANYTHING}),
+    signature=st.one_of(
+        ANYTHING,
+        ANYTHING.map(lambda text: f"-----BEGIN SSH SIGNATURE-----\n{text}\n-----END SSH SIGNATURE-----"),
+        st.lists(st.binary(max_size=60), min_size=3, max_size=3).map(_dotted),
+        st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(
+            st.sampled_from(["alg", "typ", "crit", "b64", "kid", "x5t#S256", "jwk"]), inner)).map(
+            lambda header: _dotted([json.dumps(header).encode(), b"{}", b"x"])),
+        st.integers(1, 3000).map(lambda deep: _dotted([b"[" * deep + b"]" * deep, b"{}", b"x"])),
+    ),
+    someone=st.sampled_from([ADA, BOB]),
+)  # fmt: skip
+def test_whatever_somebody_sends_as_an_answer_is_refused_and_breaks_nothing(
+    said: dict[str, str], signature: str, someone: Person
+) -> None:
+    # A record that holds it is read at every later step: one answer that raised would end the rotation for good.
+    sent = ANSWERS[someone, "approved"].model_copy(update={**said, "signature": signature})
+    assert count([sent], QUESTION, EVERYBODY).counted == ()
 
 
 @settings(max_examples=80, deadline=None)

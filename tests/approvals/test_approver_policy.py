@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from ruamel.yaml import YAML
 
 from capstan.approvals.policy import VARIABLE, approver_policy
-from capstan.config import ApproverKey, RotationPolicy, TrustDomain
+from capstan.config import ApproverKey, ClusterRef, RotationPolicy, TrustDomain
 from capstan.errors import Denied, InvalidInput
 from tests.approvals.people import Person, certificate, person, public_line
 
@@ -99,6 +99,10 @@ def test_a_private_key_in_the_list_is_refused_and_not_repeated() -> None:
     assert secret.splitlines()[1] not in str(error)
 
 
+def test_a_name_of_nothing_is_refused() -> None:
+    assert refusal(domain(ApproverKey(name=" ", key=ADA.listed.key))).observed == "no name"
+
+
 def test_dsa_is_refused() -> None:
     numbers = dsa.generate_parameters(1024).generate_private_key().public_key().public_numbers()
     parts = (b"ssh-dss", *(n.to_bytes(n.bit_length() // 8 + 1, "big") for n in (
@@ -122,6 +126,35 @@ def test_a_workers_file_says_who_approves_whatever_a_launch_says(file: Path) -> 
     assert policy.source == f"{file}, trust domain prod-eu"
     # Nor can a launch do without approvals by listing nobody.
     assert approver_policy(domain(), {VARIABLE: str(file)}).names == ("bob",)
+
+
+def test_a_launch_cannot_do_without_the_gates_that_the_workers_file_names(file: Path) -> None:
+    lax = TrustDomain(name="prod-eu", policy=RotationPolicy(approvals=frozenset({"trust"})))
+    assert approver_policy(lax, {}).gates == {"trust"}
+    assert approver_policy(lax, {VARIABLE: str(file)}).gates == {"trust", "issue", "distrust"}
+    file.write_text("prod-eu: {approvals: [distrust]}\n")
+    assert approver_policy(lax, {VARIABLE: str(file)}).gates == {"distrust"}
+
+
+def test_a_domains_clusters_cannot_be_rotated_under_another_domains_name(tmp_path: Path) -> None:
+    path = tmp_path / "approvers.yaml"
+    eu, us = (ClusterRef(name="c", context=context) for context in ("prod-eu", "prod-us"))
+    entry = {"quorum": 1}
+    YAML().dump(
+        {"prod-eu": {**entry, "clusters": [eu.model_dump()]}, "prod-us": {**entry, "clusters": [us.model_dump()]}}, path
+    )
+    environ = {VARIABLE: str(path)}
+    approver_policy(TrustDomain(name="prod-eu", clusters=(eu,)), environ)
+    for clusters in ((us,), (eu, us.model_copy(update={"name": "d"}))):
+        with pytest.raises(Denied) as raised:
+            approver_policy(TrustDomain(name="prod-eu", clusters=clusters), environ)
+        assert "context prod-us" in raised.value.observed
+        assert raised.value.expected == "c (kubeconfig default, context prod-eu)"
+    # In a file of several domains, one that names no clusters could be anybody's.
+    YAML().dump({"prod-eu": entry, "prod-us": entry}, path)
+    with pytest.raises(InvalidInput) as unsaid:
+        approver_policy(TrustDomain(name="prod-eu", clusters=(eu,)), environ)
+    assert "field prod-eu.clusters" in unsaid.value.where
 
 
 def test_a_domain_that_is_not_in_the_workers_file_is_refused(file: Path) -> None:

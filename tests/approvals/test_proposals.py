@@ -15,7 +15,7 @@ from capstan.approvals.proposal import Anchor, Gate, Proposal, ProposedStep
 from capstan.approvals.rendering import escaped
 from capstan.cluster.record import RotationRecord
 from capstan.cluster.workloads import WHY_NOT
-from capstan.config import RotationPolicy, TrustDomain
+from capstan.config import ClusterRef, RotationPolicy, TrustDomain
 from capstan.errors import InvalidInput
 from capstan.rotation.proposing import proposed
 from capstan.trust.observation import Observation, Owner, Peer
@@ -44,10 +44,14 @@ def propose(
     old: str = OLD,
     new: str = NEW,
     now: dt.datetime = NOW,
+    vault: str = "local:/keys",
+    clusters: tuple[ClusterRef, ...] = (ClusterRef(name="east"), ClusterRef(name="west", context="prod-west")),
     **record: Any,
 ) -> Proposal:
     seen = seen or BEFORE[gate]
-    trust_domain = TrustDomain(name="prod-eu", policy=rotation_policy or RotationPolicy())
+    trust_domain = TrustDomain(
+        name="prod-eu", vault=vault, clusters=clusters, policy=rotation_policy or RotationPolicy()
+    )
     fields = {"rotation_id": "2026-11-21", "domain": "prod-eu", "system": "linkerd", "started": NOW, **record}
     steps = plan(seen, only(old), new)
     return proposed(
@@ -107,6 +111,7 @@ def test_a_root_a_cluster_a_step_a_turn_or_a_direction_that_changes_changes_the_
     with_foreign_root = domain(settled(BOTH | {OTHER}, OLD), settled(BOTH, OLD, name="west"))
     half_switched = domain(settled(BOTH, NEW), settled(BOTH, OLD, name="west"))
     ada, bob = person("ada"), person("bob")
+    unasked = ApproverPolicy(gates=frozenset({"issue"}))
     digests = [
         propose().digest,
         propose(new=OTHER).digest,
@@ -119,6 +124,9 @@ def test_a_root_a_cluster_a_step_a_turn_or_a_direction_that_changes_changes_the_
         propose("roll-back", BEFORE["issue"]).digest,
         propose(turn=2).digest,
         propose(direction="back").digest,
+        propose(vault="https://another.vault.azure.net").digest,
+        propose(clusters=(ClusterRef(name="east", context="prod-us"),)).digest,
+        propose(policy=unasked).digest,
         propose(rotation_id="2026-11-22").digest,
         propose(rotation_policy=RotationPolicy(on_reject="stop")).digest,
         propose(policy=listing(ada)).digest,
@@ -132,13 +140,14 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
     # Written down once: an approval given before an upgrade of Capstan still counts after it.
     fixed = Proposal(
         domain="prod-eu", system="linkerd", rotation="2026-11-21", turn=1, direction="forward", gate="issue",
-        meaning="what it means", clusters=("west", "east"), leaving=(Anchor(OLD, "root.linkerd", NOW),),
-        staying=(Anchor(NEW),), plan="d" * 64,
+        meaning="what it means", clusters=("west", "east"), vault="local:/keys",
+        leaving=(Anchor(OLD, "root.linkerd", NOW),), staying=(Anchor(NEW),), plan="d" * 64,
         steps=(ProposedStep("issue/switch-issuer", "every issuer := new", ("east",)),),
         workloads=("east: workload: deployment/web -n app",), irreversible="nothing", bound="24 h", way_back="back",
-        on_reject="stop", on_timeout="nothing", approvers=("bob", "Zoë"), quorum=2, evidence=propose().evidence,
+        on_reject="stop", on_timeout="nothing", asked_before=("trust",), approvers=("bob", "Zoë"), quorum=2,
+        evidence=propose().evidence,
     )  # fmt: skip
-    assert fixed.digest == "6d8f88db7060f1b67392405b5c92ca1c25fbc6d8bb9f8f36337e73c2ea97fd80"
+    assert fixed.digest == "72a368e013c4b873cd7f77c7df58cc9e026e53e7e77d369ca50283c8257aa233"
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Proposal) if f.name not in ("evidence", "keys")])
@@ -164,7 +173,8 @@ def test_the_text_says_what_happens_and_how_to_go_back_in_100_columns(gate: Gate
     proposal = propose(gate, BEFORE.get(gate, BEFORE["issue"]), policy=listing(ada, bob, quorum=2))
     text = proposal.text()
     assert max(map(len, text.splitlines())) <= 100
-    for part in (proposal.digest, "way back", "irreversible", "if rejected", "no answer", "east, west", "ada, bob"):
+    parts = ("way back", "irreversible", "if rejected", "no answer", "east, west", "ada, bob", "local:/keys")
+    for part in (*parts, "west: context prod-west", "asked before trust, issue, distrust", NEW, OLD, proposal.digest):
         assert part in " ".join(text.split())
     assert all(step.changes in " ".join(text.split()) for step in proposal.steps)
 
