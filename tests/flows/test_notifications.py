@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
+PROBE = "a probe"
+
+
 class Receiver:
     """A chat system's webhook: keeps what it is sent."""
 
     def __init__(self) -> None:
         self.received: list[dict[str, Any]] = []
+        self.probes: list[dict[str, Any]] = []
         self.types: set[str] = set()
         receiver = self
 
@@ -40,7 +44,8 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 receiver.types.add(self.headers["content-type"])
-                receiver.received.append(json.loads(body))
+                told = json.loads(body)
+                (receiver.probes if told["run"] == PROBE else receiver.received).append(told)
                 self.send_response(200)
                 self.end_headers()
 
@@ -84,13 +89,11 @@ def applied(domain: Domain, notifications: Notifications | None, **more: Any) ->
 
 def await_loaded(domain: Domain, receiver: Receiver) -> None:
     """Return once the server's triggers know the automations: it loads them a moment after they are written."""
-    deadline = time.monotonic() + 60
-    while not receiver.received:
+    deadline = time.monotonic() + 120
+    while not receiver.probes:
         assert time.monotonic() < deadline, "no automation was loaded"
-        domain.launch("FAILED")
+        domain.launch("FAILED", name=PROBE)
         time.sleep(1)
-    time.sleep(1)  # what was launched last may still come
-    receiver.received.clear()
 
 
 def difference(domain: Domain, notifications: Notifications | None, inventory: str = "") -> tuple[Difference, ...]:
