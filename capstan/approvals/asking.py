@@ -94,7 +94,7 @@ def nobody(request: Request) -> Decision:
         where=f"rotation {request.rotation}",
         observed="nobody can be asked: this is no terminal, and no approver was named",
         expected=f"a decision on plan {request.digest[:12]}",
-        next_command="run `capstan rotate` again on a terminal, or with `--approve auto`; it goes on from here",
+        next_command="run the same command again on a terminal, or with `--approve auto`; it goes on from here",
     )
 
 

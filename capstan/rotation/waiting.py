@@ -136,7 +136,7 @@ def _timed_out(rotation: Rotation, phase: Phase, result: GateResult, bound: date
         where=f"trust domain {rotation.domain.name}",
         observed="; ".join(result.waiting_for[:20]),
         expected=f"nobody to wait for by {bound:%F %T}Z",
-        next_command="restart or remove the ones named, then run `capstan rotate` again: it goes on from here",
+        next_command=f"restart or remove the ones named, then go on from here: {rotation.command}",
     )
 
 

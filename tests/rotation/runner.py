@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -56,6 +57,7 @@ class Runner:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT,
             env={**os.environ, **environment},
         )  # fmt: skip
+        self.environment = environment
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -110,7 +112,10 @@ def serve() -> None:
         if child == 0:
             try:
                 become(request)
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(70)
         sys.stdout.write(json.dumps({"code": await_end(child, request["seconds"])}) + "\n")
         sys.stdout.flush()

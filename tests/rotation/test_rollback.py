@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import shutil
+import subprocess
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from capstan.vaults.opening import open_vault
+from tests.rotation.runner import Ran
 from tests.rotation.test_rotation import stored, versions
 
 if TYPE_CHECKING:
@@ -166,3 +173,41 @@ def test_a_complete_rotation_is_taken_back_in_a_further_account_unless_its_previ
     assert {name: now[name] for name in complete if name.startswith("evidence")} == {
         name: value for name, value in complete.items() if name.startswith("evidence")
     }
+
+
+def test_a_rejected_phase_takes_the_rotation_back_without_asking_again(rotations: Rotations) -> None:
+    code, said, printed = answered(rotations, "approve", "CHG-1", "go", "reject", "CHG-2", "not today")
+    assert code == 1, said
+    ran = Ran(0, printed, said, [])  # to be judged as any other way back
+    entries = rotations.require_rolled_back(ran)
+    decided = [(e["body"]["gate"], e["body"]["decision"]) for e in entries if e["kind"] == "approval"]
+    assert decided == [("trust", "approved"), ("issue", "rejected")]
+    (turned,) = [entry["body"] for entry in entries if entry["kind"] == "turned"]
+    assert turned["why"] == "an approval was rejected"
+    assert phases(entries) == ["issue", "distrust"]
+
+
+def answered(rotations: Rotations, *answers: str) -> tuple[int, str, str]:
+    """`capstan rotate` on a terminal, with these lines typed in; its exit code, what it said, what it printed."""
+    ours, theirs = pty.openpty()
+    said: list[bytes] = []
+
+    def listen() -> None:
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while heard := os.read(ours, 4096):
+                said.append(heard)
+
+    command = ("rotate", "--rotation", rotations.rotation, "-o", "json")
+    environment = {**os.environ, **rotations.runner.environment, "CAPSTAN_HOME": str(rotations.home)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capstan.cli", *command, "--kubeconfig", str(rotations.lab.kubeconfig)],
+        stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    listening = threading.Thread(target=listen, daemon=True)
+    listening.start()
+    os.write(ours, "".join(f"{answer}\n" for answer in answers).encode())
+    printed, _ = process.communicate(timeout=600)
+    listening.join(5)
+    os.close(ours)
+    return process.returncode, b"".join(said).decode(), printed.decode()
