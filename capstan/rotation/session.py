@@ -473,8 +473,10 @@ def _begin(
         if before is not None:
             _log.warning("taking over %s from %s", stores[name].where, describe(before))
             watcher().note(f"taking over from {describe(before)}")
-    name = next(iter(ids), None) or wanted or now().strftime("%Y-%m-%d")
     claim = owner.claim(now())
+    # One durable run is one rotation: killed after the rotation had finished and started again, it only ends.
+    own = {record.rotation_id for record in records.values() if claim and _same_run(record.claim, claim)}
+    name = next(iter(ids), None) or wanted or next(iter(own), None) or now().strftime("%Y-%m-%d")
     same = [record for record in records.values() if record.rotation_id == name]
     if len(same) == len(stores):
         present = same[0]

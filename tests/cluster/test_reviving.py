@@ -12,10 +12,15 @@ import pytest
 
 from capstan.cluster.lease import LeaseLock, holder_identity
 from capstan.cluster.record import BUDGET, Claim, RecordStore, RotationRecord, record_name
+from capstan.config import TrustDomain
+from capstan.pki.mint import RootPolicy, mint_root
 from capstan.rotation.reviving import HOLD, Death, Ruling, judge
+from capstan.rotation.session import _begin
+from capstan.trust.observation import ClusterObservation
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 BEGAN = NOW - timedelta(hours=1)
+ROOT = mint_root(RootPolicy(), 1, NOW).certificate
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def record(cluster, domain):
     def begin(**fields):
         claim = Claim(run="mine", name="prod-eu: trust", at=BEGAN)
         record = RotationRecord(
-            rotation_id="r-1", domain=domain, system="linkerd", started=BEGAN, **{"claim": claim, **fields}
+            **{"rotation_id": "r-1", "domain": domain, "system": "linkerd", "started": BEGAN, "claim": claim, **fields}
         )
         return RecordStore(cluster, domain).begin(record)
 
@@ -165,3 +170,38 @@ def test_every_cluster_of_a_domain_learns_what_is_left(running, domain, record, 
             assert RecordStore(second, domain).load().budget == BUDGET - 1
     finally:
         other.stop()
+
+
+class Durable:
+    """A run that outlives its process."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def claim(self, at):
+        return Claim(run=self.run, name="prod-eu", at=at)
+
+    def has_ended(self, claim):
+        return None
+
+
+@pytest.mark.parametrize(("run", "rotation"), [("mine", "2026-11-21"), ("another", "2026-11-22")])
+def test_a_run_started_again_after_midnight_does_not_begin_a_second_rotation(cluster, domain, record, run, rotation):
+    record(rotation_id="2026-11-21", finished=NOW, outcome="completed")
+    store = RecordStore(cluster, domain)
+
+    class Mesh:
+        """What a new rotation would be begun from."""
+
+        def observe(self, known=()):
+            return ClusterObservation("test", frozenset({ROOT.fingerprint}), (), None, (), 86400.0)
+
+        def certificates(self):
+            return {ROOT.fingerprint: ROOT}
+
+    tomorrow = NOW + timedelta(days=1)
+    begun, _ = _begin(
+        TrustDomain(name=domain), None, {"test": Mesh()}, {"test": store}, lambda: tomorrow, Durable(run),
+        take_over=False,
+    )  # fmt: skip
+    assert begun.rotation_id == rotation
