@@ -53,8 +53,8 @@ SERVER_AND_WORKER, API_SERVER, KEY_VAULT = "server + worker", "API server", "Key
 # Shorter than what the mesh bears: a leaf is renewed at 70 % of its 60 s, and not while the API server is down.
 OUTAGE_SECONDS = 6.0
 SWEEP_EVERY = 4.0
-THRESHOLDS = {"silent_seconds": 35.0, "crashed_seconds": 4.0, "pending_seconds": 40.0}
-ROTATION_SECONDS = 1100.0
+THRESHOLDS = {"silent_seconds": 35.0, "crashed_seconds": 4.0, "pending_seconds": 60.0}
+ROTATION_SECONDS = 1500.0
 
 
 @dataclass(frozen=True)

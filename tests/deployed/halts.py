@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ class Halts:
     @property
     def environment(self) -> dict[str, str]:
         """What a flow process needs to have in its environment."""
-        return {"CAPSTAN_TEST_HALTS": str(self.directory), "PYTHONPATH": str(Path(__file__).with_name("halting"))}
+        path = [str(Path(__file__).with_name("halting")), os.environ.get("PYTHONPATH", "")]
+        return {"CAPSTAN_TEST_HALTS": str(self.directory), "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
     def want(self, points: Iterable[str]) -> None:
         """Forget everything, and stop at these points from now on: `STEP begin` or `STEP end`, each once."""

@@ -223,6 +223,7 @@ class Deployed:
         from deployments.apply import apply, plan
         from deployments.reading import load
 
+        self.await_pool()
         inventory = load(file)
         with self.as_client(), get_client(sync_client=True) as client:
             list(apply(client, inventory, plan(client, inventory, file)))
