@@ -48,11 +48,14 @@ def _print(view: DomainView) -> None:
     under_way = view.record if view.record is not None and view.record.finished is None else None
     what = f"rotation {under_way.rotation_id}" if under_way else "a new rotation"
     turned = f" ({direction(under_way)})" if under_way and direction(under_way) else ""
+    back = under_way is not None and under_way.direction == "back"
     title = f"Plan of {what} of trust domain {view.domain.name}{turned}"
-    print_plan(title, view.plan, view.observation, view.certificates)
+    print_plan(title, view.plan, view.observation, view.certificates, back=back)
 
 
-def print_plan(title: str, planned: Plan, observation: Observation, certificates: Mapping[str, Certificate]) -> None:
+def print_plan(
+    title: str, planned: Plan, observation: Observation, certificates: Mapping[str, Certificate], *, back: bool = False
+) -> None:
     """A plan for a person: what is turned away from, to what, by which steps, and how each phase is taken back."""
     console = stdout()
     peers = observation.peers
@@ -72,10 +75,12 @@ def print_plan(title: str, planned: Plan, observation: Observation, certificates
     console.print()
     print_table(("phase", "step", "changes"), [_row(step) for step in planned.steps])
     console.print()
-    for phase in dict.fromkeys(step.phase for step in planned.steps):
+    for phase in dict.fromkeys(step.phase for step in planned.steps if not back):
         # The first step that acts says how its phase is taken back; gates and approvals have nothing to take back.
         way = next((s.reversible for s in planned.steps if s.phase is phase and s.kind is not StepKind.APPROVE), "")
         console.print(f"back from {phase.value}: {way}")
+    if back:
+        console.print("capstan rotate --forward turns it forward again, until its way back has ended")
     console.print()
     console.print(f"digest {planned.digest()}")
 

@@ -72,7 +72,7 @@ def _show(domain: TrustDomain, way: WayBack, output: Output) -> int:
         print_data(data, output)
     elif way.plan is not None and way.observation is not None:
         title = f"The way back of rotation {record.rotation_id} of trust domain {domain.name}"
-        print_plan(title, way.plan, way.observation, way.certificates)
+        print_plan(title, way.plan, way.observation, way.certificates, back=True)
     elif rolled_back:
         stdout().print(f"rotation {record.rotation_id} is rolled back; there is nothing left to do")
     else:
