@@ -17,11 +17,11 @@ from prefect.logging import get_logger
 
 from capstan.errors import CapstanError
 from capstan.evidence import rows
-from capstan.evidence.story import story
+from capstan.evidence.story import HANDSHAKES, LOOK, story
 from capstan.evidence.timeline import draw
 from capstan.progress import watcher
 from capstan.rotation import Rotation
-from capstan.trust.plan import Plan
+from capstan.trust.plan import Plan, StepKind
 from flows.publishing import Send, Sender, publisher
 from flows.watching import PrefectWatcher
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from capstan.evidence import Entry
 
+DONE = "✓ done"
 # Rows of the account a page shows: Prefect draws all of them, and an artifact is one JSON value in its database.
 MAX_ROWS = 500
 # Seconds between two refreshes while a phase lasts.
@@ -50,11 +51,11 @@ def rename_run(rotation: Rotation, phase: str) -> None:
 
 def publish_plan(rotation: Rotation, plan: Plan) -> None:
     """Show the plan as a table: what is done, where, and what is still to do."""
-    table = plan_rows(plan)
-    done = sum(step.done for step in plan.steps)
+    table = plan_rows(plan, refused=bool(rotation.old_root_refused))
+    done = sum(row["state"] == DONE for row in table)
     about = (
-        f"**Plan** of rotation {rotation.id} of `{rotation.domain.name}`: phase **{plan.phase.value}**,"
-        f" {done} of {len(plan.steps)} steps are as they should be\n\n{plan.verdict}. Digest `{plan.digest()}`."
+        f"Phase **{plan.phase.value}**: {done} of {len(table)} steps done\n\nRotation {rotation.id} of"
+        f" `{rotation.domain.name}`. {str(plan.verdict).capitalize()}.\n\nDigest `{plan.digest()}`"
     )
     _put("plan", lambda sender: sender.artifact(key(rotation.domain.name, "plan"), "table", table, about))
 
@@ -65,12 +66,13 @@ def publish_evidence(rotation: Rotation) -> None:
     finished = rotation.evidence.finished
 
     def send(sender: Sender) -> None:
+        table = evidence_rows(entries)
         about = (
-            f"**Evidence** of rotation {rotation.id} of `{rotation.domain.name}`: {len(entries)} entries,"
-            f" {'complete' if finished else 'goes on'}\n\nSigned and hash-chained; this table is a copy."
-            f" Head `{head}`.\n\n`capstan evidence verify {path} --head {head}`"
+            f"**{len(entries)} entries**, {'complete' if finished else 'goes on'}\n\nRotation {rotation.id} of"
+            f" `{rotation.domain.name}`. The account is signed and hash-chained; this is a copy of {len(table)} of its"
+            f" entries, without counters (the timeline has them).\n\n`capstan evidence verify {path} --head {head}`"
         )
-        sender.artifact(key(rotation.domain.name, "evidence"), "table", evidence_rows(entries), about)
+        sender.artifact(key(rotation.domain.name, "evidence"), "table", table, about)
 
     _put("evidence", send)
 
@@ -80,20 +82,23 @@ def publish_timeline(rotation: Rotation) -> None:
     entries = rotation.evidence.entries
 
     def send(sender: Sender) -> None:
-        about = f"**Timeline** of rotation {rotation.id} of `{rotation.domain.name}`"
+        about = f"Rotation **{rotation.id}** of `{rotation.domain.name}`"
         sender.artifact(key(rotation.domain.name, "timeline"), "markdown", timeline_page(entries), about)
 
     _put("timeline", send)
 
 
-def plan_rows(plan: Plan) -> list[dict[str, str]]:
-    """One row a step."""
+def plan_rows(plan: Plan, *, refused: bool = False) -> list[dict[str, str]]:
+    """One row a step.
+
+    Args:
+        refused: Whether the last step, the refusal of the old roots, was proven: that cannot be observed from outside.
+    """
     return [
         {
-            "phase": step.phase.value,
-            "step": step.name.partition("/")[2] or step.name,
+            "step": f"{step.phase.value}: {step.kind.value}",
+            "state": DONE if refused and step.kind is StepKind.PROBE_REFUSAL else _state(step.clusters, step.pending),
             "changes": step.changes,
-            "state": _state(step.clusters, step.pending),
             "way back": step.reversible,
         }
         for step in plan.steps
@@ -101,8 +106,9 @@ def plan_rows(plan: Plan) -> list[dict[str, str]]:
 
 
 def evidence_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """One row an entry; of a very long account the last ones."""
-    return [{"#": row.n, "time": row.time, "what": row.kind, "facts": row.facts} for row in rows(entries)[-MAX_ROWS:]]
+    """One row an entry that is no counter; of a very long account the last ones."""
+    told = [entry for entry in entries if entry.kind not in (LOOK, HANDSHAKES)]
+    return [{"#": row.n, "time": row.time, "what": row.kind, "facts": row.facts} for row in rows(told)[-MAX_ROWS:]]
 
 
 def timeline_page(entries: Sequence[Entry]) -> str:
@@ -177,7 +183,7 @@ def refresh(rotation: Rotation) -> None:
 
 def _state(clusters: tuple[str, ...], pending: tuple[str, ...]) -> str:
     if not pending:
-        return "✓ done"
+        return DONE
     if len(pending) == len(clusters):
         return "pending"
     return f"pending in {', '.join(pending)}"

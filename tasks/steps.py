@@ -30,11 +30,22 @@ def _may_succeed_later(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) 
     return isinstance(outcome, Retryable)
 
 
+def _saying_where(name: str) -> Callable[..., str]:
+    """Names a run of a step after the step, its cluster and its phase, as far as it has them."""
+
+    def named(parameters: dict[str, Any]) -> str:
+        where = [str(parameters[each]) for each in ("cluster", "phase") if parameters.get(each) is not None]
+        return f"{name}: {', '.join(where)}" if where else name
+
+    return named
+
+
 def _step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     def decorate(function: Callable[P, R]) -> Task[P, R]:
         return Task(
             function,
             name=name,
+            task_run_name=_saying_where(name),
             retries=len(RETRY_DELAYS),
             retry_delay_seconds=RETRY_DELAYS,
             retry_condition_fn=_may_succeed_later,

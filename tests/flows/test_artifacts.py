@@ -37,18 +37,26 @@ def test_a_plan_is_a_table_of_its_steps_with_what_is_done_and_where() -> None:
         domains.settled(domains.only(domains.OLD), domains.OLD, name="west"),
     )
     table = plan_rows(plan(half, domains.only(domains.OLD), domains.NEW))
-    states = {(row["phase"], row["step"]): row["state"] for row in table}
-    assert states["prepare", "mint"] == "✓ done"
-    assert states["trust", "widen-bundle"] == "pending in west"
-    assert states["distrust", "narrow-bundle"] == "pending"
+    states = {row["step"]: row["state"] for row in table}
+    assert states["prepare: mint"] == "✓ done"
+    assert states["trust: widen-bundle"] == "pending in west"
+    assert states["distrust: narrow-bundle"] == "pending"
     assert all(row["changes"] and row["way back"] for row in table)
+
+
+def test_the_refusal_of_the_old_roots_is_done_once_it_was_proven() -> None:
+    over = domains.domain(domains.settled(domains.only(domains.NEW), domains.NEW, name="east"))
+    planned = plan(over, domains.only(domains.OLD), domains.NEW)
+    assert [row["state"] for row in plan_rows(planned)][-1] == "pending"
+    assert {row["state"] for row in plan_rows(planned, refused=True)} == {"✓ done"}
 
 
 def test_an_account_is_a_table_of_its_last_entries() -> None:
     entries = [
         Entry(n, NOW, "r", "probe", {"cluster": "eu-1", "old": ["ab" * 32]}, "", "") for n in range(1, MAX_ROWS + 3)
     ]
-    table = evidence_rows(entries)
+    counters = [Entry(0, NOW, "r", kind, {"attempted": 1}, "", "") for kind in ("look", "handshakes")]
+    table = evidence_rows([*entries, *counters])
     assert len(table) == MAX_ROWS
     assert table[-1] == {
         "#": MAX_ROWS + 2,
