@@ -40,7 +40,8 @@ def radar(domain: TrustDomain, warn_before: WarnBefore = WarnBefore()) -> Level:
     found = look(domain, warn_before, datetime.now(UTC))
     log = get_run_logger()
     for item in found:
-        log.log(20 if item.level in (Level.OK, Level.NOTICE) else 30, "%s: %s", item.level, _sentence(item))
+        say = log.info if item.level.rank < Level.WARNING.rank else log.warning
+        say("%s: %s", item.level, _sentence(item))
     level = worst(found)
     with prefect_errors("publish what the radar found"):
         create_table_artifact(

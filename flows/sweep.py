@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from prefect import flow
@@ -61,20 +61,24 @@ _SKEW = timedelta(
 _MORTAL = [StateType.RUNNING, StateType.PENDING, StateType.CRASHED]
 
 
+Done = Literal["started again", "left dead", "nothing"]
+
+
 @dataclass(frozen=True, slots=True)
 class Swept:
     """What was done about one dead run.
 
     Attributes:
         run: Id of the flow run.
-        did: `started again`, `left dead` or `nothing`.
+        was: In which way it was dead.
+        why: Why that was done, or why nothing was.
     """
 
     run: str
     name: str
     domain: str
     was: str
-    did: str
+    did: Done
     why: str
 
 
@@ -102,8 +106,8 @@ def sweep(
                 swept = _swept(run, "", "nothing", str(error))
             if swept is None:
                 continue
-            log.log(30 if swept.did != "nothing" else 20, "%s (%s) %s: %s; %s", swept.name, swept.run, swept.was,
-                    swept.did, swept.why)  # fmt: skip
+            say = log.info if swept.did == "nothing" else log.warning
+            say("%s (%s) %s: %s; %s", swept.name, swept.run, swept.was, swept.did, swept.why)
             found.append(swept)
         if any(swept.did != "nothing" for swept in found):
             create_table_artifact(
@@ -284,7 +288,7 @@ def _move(client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> str:
     )
 
 
-def _swept(run: FlowRun, was: str, did: str, why: str) -> Swept:
+def _swept(run: FlowRun, was: str, did: Done, why: str) -> Swept:
     parameter = run.parameters.get("domain")
     domain = str(parameter.get("name", "")) if isinstance(parameter, dict) else ""
     return Swept(str(run.id), run.name, domain, was, did, why)
