@@ -11,12 +11,11 @@ from prefect import flow
 from capstan.config import TrustDomain
 from capstan.errors import ApprovalRejected
 from capstan.rotation import Outcome, Rotation
-from capstan.rotation.looking_back import look_back
-from capstan.rotation.turning import REJECTED, rejected
+from capstan.rotation.turning import REJECTED
 from capstan.trust.phase import Phase
 from flows.approval import approved
 from flows.claims import cancel_waiting_run
-from flows.rolling_back import back, roll_back_when_approved
+from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
 from flows.running import running
 from flows.waiting import await_convergence, await_gate, await_window
 from tasks import steps
@@ -43,7 +42,7 @@ def rotate_trust_anchor(
         forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
     """
     with running(domain, rotation, take_over=take_over) as opened:
-        if rejected(opened.record()) and not forward:
+        if goes_back_by_itself(opened, forward):
             back(opened)
             return opened.outcome()
         try:
@@ -81,7 +80,7 @@ def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool 
         rotation: Id of the rotation; by default the one under way, else the last one.
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
     """
-    found = look_back(domain, rotation).record  # before anything is stopped: is there a way back?
+    found = steps.look_back(domain, rotation).record  # before anything is stopped: is there a way back?
     cancel_waiting_run(found)
     with running(domain, found.rotation_id, take_over=take_over) as opened:
         roll_back_when_approved(opened)

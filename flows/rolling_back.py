@@ -9,7 +9,7 @@ everywhere: `capstan.trust.explore`, which turns the rotation round at every ste
 from __future__ import annotations
 
 from capstan.rotation import Rotation
-from capstan.rotation.turning import ROLLED_BACK
+from capstan.rotation.turning import ROLLED_BACK, rejected
 from capstan.trust.phase import Phase
 from flows.approval import way_back_approved
 from flows.claims import FlowRunClaimant
@@ -55,6 +55,17 @@ def back(rotation: Rotation, why: str = "it was asked for") -> None:
             issue_again(rotation)
         distrust_new(rotation)
     steps.finish(rotation)
+
+
+def goes_back_by_itself(rotation: Rotation, forward: bool) -> bool:
+    """Whether a run of the rotation goes on with the way back that a rejection began.
+
+    The word to go forward again is a parameter of the run, and a run starts at the top each time it has left its
+    process: it must not take back the rejection that came in the run itself.
+    """
+    record = rotation.record()
+    own = FlowRunClaimant().claim(rotation.now())
+    return rejected(record) and (not forward or (own is not None and rejected(record, own)))
 
 
 def trust_again(rotation: Rotation) -> None:

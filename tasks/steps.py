@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from capstan.errors import Retryable
-from capstan.rotation import Rotation, changing, preparing, proving, turning, waiting
+from capstan.rotation import Rotation, changing, looking_back, preparing, proving, turning, waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,6 +60,7 @@ def _step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 locate = _step("locate the phase")(Rotation.locate)
 pending = _step("what is left of the phase")(Rotation.pending)
 
+look_back = _step("look for the way back")(looking_back.look_back)
 face_forward = _step("face forward")(turning.face_forward)
 recall = _step("recall what there was before")(turning.recall)
 turn_back = _step("turn back")(turning.turn_back)

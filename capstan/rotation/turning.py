@@ -35,7 +35,9 @@ ROLLED_BACK = "rolled back"
 REJECTED = "an approval was rejected"
 """Why a rotation turns back by the policy of its domain, without being asked again."""
 
-_WHY = "turned-because"  # name of a note in the rotation record
+# Names of notes in the rotation record.
+_WHY = "turned-because"
+_BY = "turned-by"  # id of the durable run that turned it; empty for one that ends with its process
 
 
 def aims(record: RotationRecord) -> tuple[frozenset[Fingerprint], Goal]:
@@ -109,9 +111,14 @@ def recall(rotation: Rotation) -> None:
         rotation.acted()  # the issuers just recalled are to be recognised
 
 
-def rejected(record: RotationRecord) -> bool:
-    """Whether this is an unfinished way back that a rejection began: running the rotation again goes on with it."""
-    return record.direction == "back" and record.finished is None and record.notes.get(_WHY) == REJECTED
+def rejected(record: RotationRecord, claim: Claim | None = None) -> bool:
+    """Whether this is an unfinished way back that a rejection began: running the rotation again goes on with it.
+
+    Args:
+        claim: Only if it came in this run, which left its process since.
+    """
+    by_it = claim is None or record.notes.get(_BY) == claim.run
+    return record.direction == "back" and record.finished is None and record.notes.get(_WHY) == REJECTED and by_it
 
 
 def turn_back(rotation: Rotation, claim: Claim | None = None, *, why: str = "it was asked for") -> None:
@@ -231,7 +238,8 @@ def _turn(rotation: Rotation, direction: Direction, why: str, claim: Claim | Non
     def turned(record: RotationRecord) -> RotationRecord:
         if record.direction == direction:
             return record
-        notes = {**(reopened(record) if record.finished else record.notes), _WHY: why}
+        notes = reopened(record) if record.finished else record.notes
+        notes = {**notes, _WHY: why, _BY: claim.run if claim else ""}
         update: dict[str, Any] = {"direction": direction, "turn": record.turn + 1, "asked": {}, "deadlines": {}}
         if record.finished:
             update |= {"finished": None, "outcome": "", "claim": claim}

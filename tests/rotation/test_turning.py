@@ -32,6 +32,8 @@ OLD = mint_root(RootPolicy(common_name="root.old"), 1, NOW).certificate
 ASKED = Asked(id="q-1", digest="d" * 64, at=NOW, until=NOW + timedelta(days=7))
 APPROVED = Approval(gate="trust", decision="approved", by="ann", at=NOW, digest="d" * 64, request="q-1")
 
+RUN = Claim(run="run-1", name="mesh: roll back", at=NOW)
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
@@ -153,12 +155,11 @@ def test_a_finished_one_goes_on_unfinished_claimed_and_in_a_further_account(turn
             update={"finished": NOW, "outcome": "completed", "notes": {**record.notes, "evidence-head": head}}
         )
     )
-    claim = Claim(run="run-1", name="mesh: roll back", at=NOW)
     again = turning.opened()
     recall(again)
-    turn_back(again, claim)
+    turn_back(again, RUN)
     for record in turning.records():
-        assert (record.finished, record.outcome, record.claim, record.turn) == (None, "", claim, 2)
+        assert (record.finished, record.outcome, record.claim, record.turn) == (None, "", RUN, 2)
     assert again.evidence.path.name == "mesh-r-1.2.jsonl"
     assert told(again) == [(2, "back")]
     assert turning.opened().evidence.path == again.evidence.path
@@ -176,10 +177,19 @@ def test_a_rotation_that_was_rolled_back_is_over(turning: Turning) -> None:
     assert [(record.turn, bool(record.finished)) for record in turning.records()] == [(2, True)] * 2
 
 
+def test_a_rejection_knows_the_run_it_came_in(turning: Turning) -> None:
+    rotation = turning.opened()
+    recall(rotation)
+    turn_back(rotation, RUN, why=REJECTED)
+    assert all(rejected(record, RUN) for record in turning.records())
+    assert not any(rejected(record, RUN.model_copy(update={"run": "run-2"})) for record in turning.records())
+
+
 def test_why_it_turned_is_on_record(turning: Turning) -> None:
     rotation = turning.opened()
     back(rotation, why=REJECTED)
     assert all(rejected(record) for record in turning.records())
+    assert not any(rejected(record, RUN) for record in turning.records())  # not in that run
     (entry,) = [entry for entry in rotation.evidence.entries if entry.kind == "turned"]
     assert entry.body["why"] == REJECTED
     face_forward(turning.opened(), again=True)
