@@ -284,6 +284,10 @@ def test_a_whole_rotation_drops_no_handshake_and_ends_with_the_old_root_refused(
             if place is SECRETS:
                 texts = [base64.b64decode(text).decode("utf-8", "replace") for text in texts]
             assert not any(old_root.pem().splitlines()[3] in text for text in texts), item["metadata"]["name"]
+    # what signs is started anew although it looks right, and once for a stamp
+    for first in (True, False):
+        (signer,) = linkerd.restart_signers("turned", seconds=120, issuer=wanted).restarted
+        assert (signer.owner.name, signer.changed) == ("linkerd-identity", first)
     after = lab.judged()
     assert after["attempted"] - before["attempted"] > 500
     assert after["failures"][len(before["failures"]) :] == []
