@@ -106,6 +106,7 @@ def test_a_header_with_a_key_of_its_own_changes_nothing() -> None:
         (made({**PAYLOAD, "iat": True}), "iat: True"),
         (made({**PAYLOAD, "iat": 10**30}), "iat: 1000"),
         (made(b"no json"), "Expecting value"),
+        (made(b"[" * 100_000), "recursion"),
         (made(crit=["b64"], b64=False), ""),
         ("", "Not enough segments"),
         ("a.b.c", ""),
