@@ -55,9 +55,8 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 # Read-only flows or flows that are run again in minutes anyway: nothing is lost when one of them dies.
 _EXPENDABLE = ["sweep", "radar"]
 _PAGE = 200  # Prefect's own limit of one answer
-_SKEW = timedelta(
-    seconds=30
-)  # between the clocks of server and workers, where only events of minutes ago could mislead
+# Between the clocks of server and workers; only events of minutes ago could mislead.
+_SKEW = timedelta(seconds=30)
 _MORTAL = [StateType.RUNNING, StateType.PENDING, StateType.CRASHED]
 
 
