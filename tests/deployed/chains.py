@@ -108,7 +108,7 @@ class Chain:
             assert state not in ("Failed", "Cancelled"), self._explain(f"the run is {state}")
             self._at_a_step(state)
             match state:
-                case "Pending" | "Submitting" if not self.given:
+                case "Pending" | "Submitting" if self._next("launched") is not None:
                     self._at("launched", state)
                 case "Suspended":
                     self._answer(found["message"].rpartition(" ")[2])
