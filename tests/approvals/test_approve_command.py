@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -29,7 +30,6 @@ from tests.support.prefect_server import prefect_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from uuid import UUID
 
     from capstan.approvals import Decision
@@ -317,6 +317,23 @@ def test_without_a_terminal_nothing_is_sent_unless_told_to(ask: Callable[..., As
     code, _, err = run(asking.id, "--decision", "approve", "--name", "zoe")
     assert (code, asking.state) == (1, "Suspended")
     assert "add --yes" in err
+
+
+def test_the_documented_lines_of_curl_answer_a_run(ask: Callable[..., Asking], api: str, tmp_path: Path) -> None:
+    if not all(map(shutil.which, ("bash", "curl", "jq"))):
+        pytest.skip("bash, curl or jq is not installed")
+    text = (Path(__file__).parents[2] / "docs" / "approvals.md").read_text()
+    script = text[text.index("```bash\n") + len("```bash\n") :]
+    # The fence's own marks stand inside the script, in a pattern of sed.
+    script = script[: script.index("\n```\n")]
+    asking = ask()
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PREFECT_API_URL": api, "RUN": str(asking.id)},
+    )  # fmt: skip
+    assert done.stdout == "ACCEPT\n"
+    found = asking.resumed()
+    assert [(given.by, given.ticket) for given in found.counted] == [("Ada Example", "CHG-1042")]
 
 
 @pytest.mark.parametrize(("last", "code", "state"), [("n", 4, "Suspended"), ("y", 0, "Resuming")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
@@ -15,9 +15,7 @@ from capstan.config import ApproverKey, ClusterRef, RotationPolicy, TrustDomain
 from capstan.errors import Denied, InvalidInput
 from tests.approvals.people import Person, certificate, person, public_line
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+DOCS = Path(__file__).parents[2] / "docs" / "approvals.md"
 ADA, BOB, CARD = person("ada"), person("bob"), person("ada", "x509")
 
 
@@ -184,6 +182,24 @@ def test_a_file_that_cannot_be_used_is_one_clear_error(tmp_path: Path, text: str
     assert str(path) in raised.value.where
     assert where in raised.value.where
     assert observed in raised.value.observed
+
+
+def documented(mark: str) -> str:
+    """The YAML block of docs/approvals.md that begins with this line."""
+    text = DOCS.read_text()
+    start = text.index(f"```yaml\n{mark}") + len("```yaml\n")
+    return text[start : text.index("```", start)]
+
+
+def test_the_files_in_the_documentation_can_be_used_as_they_stand(tmp_path: Path) -> None:
+    policy = RotationPolicy.model_validate(YAML(typ="safe").load(documented("policy:"))["policy"])
+    found = approver_policy(TrustDomain(name="prod-eu", policy=policy), {})
+    assert (found.names, found.quorum) == (("Ada Example", "Bob Example", "Cay Example"), 2)
+    path = tmp_path / "approvers.yaml"
+    path.write_text(documented("prod-eu:"))
+    for name, cluster, people in (("prod-eu", ("west", "prod-eu-west"), 2), ("staging", ("staging", "staging"), 0)):
+        ours = TrustDomain(name=name, clusters=(ClusterRef(name=cluster[0], context=cluster[1]),))
+        assert len(approver_policy(ours, {VARIABLE: str(path)}).names) == people
 
 
 def test_a_file_that_is_not_there_is_an_error_and_not_an_empty_list(tmp_path: Path) -> None:
