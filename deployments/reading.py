@@ -113,8 +113,8 @@ def _problem(source: Source, detail: ErrorDetails) -> Problem:
     if kind == "extra_forbidden":
         known = _fields(path[:-1])
         near = difflib.get_close_matches(str(path[-1]), known, n=1)
-        hint = f"{near[0]}, perhaps? One of " if near else "one of "
-        return source.problem(path, "a field that does not exist", hint + ", ".join(known))
+        expected = f"{near[0]}, perhaps" if near else f"one of {', '.join(known)}"
+        return source.problem(path, "a field that does not exist", expected)
     if kind == "too_short":
         return source.problem(path, _shown(detail.get("input")), "at least one")
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

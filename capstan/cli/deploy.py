@@ -32,11 +32,11 @@ _LONG = 90  # characters of one line of a difference
 def deploy(
     file: Path,
     *,
-    yes: bool = False,
-    dry_run: bool = False,
-    prune: bool = False,
-    force_prune: bool = False,
-    adopt: bool = False,
+    yes: Annotated[bool, Parameter(alias="-y", negative=())] = False,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    prune: Annotated[bool, Parameter(negative=())] = False,
+    force_prune: Annotated[bool, Parameter(negative=())] = False,
+    adopt: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
 ) -> int:
     """Make Prefect's deployments, work pools and notifications what an inventory says; a second time does nothing.
@@ -67,13 +67,14 @@ def deploy(
         from deployments.apply import apply, plan
 
         planned = plan(client, inventory, file, prune=prune, force_prune=force_prune, adopt=adopt)
-        if output is Output.TABLE:
+        for_programs = output in (Output.JSON, Output.YAML)
+        if not for_programs:
             _print(planned, inventory)
         _refuse_blocked(planned, file)
         applied = planned.pending and not dry_run and _agreed(yes)
         if applied:
             for change in apply(client, inventory, planned):
-                if output is Output.TABLE:
+                if not for_programs:
                     stderr().print(f"{change.action.value}d {change.key}", style="dim")
             left = plan(client, inventory, file, prune=prune, force_prune=force_prune, adopt=adopt)
             if left.pending:
@@ -84,7 +85,7 @@ def deploy(
                     expected="no difference after a deploy",
                     next_command=f"capstan deploy {file} --dry-run",
                 )
-    if output in (Output.JSON, Output.YAML):
+    if for_programs:
         print_data({"inventory": inventory.name, "applied": applied, **planned.as_json()}, output)
     elif applied:
         stdout().print("deployed")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from rich.table import Table
 from rich.text import Text
 
 from capstan.cli.output import Exit, Output, print_data, print_table, stderr, stdout
@@ -38,7 +39,9 @@ def validate(file: Path, *, output: Annotated[Output, Parameter(alias="-o")] = O
         head = Text.assemble(f"{file}:{problem.line}:{problem.column}: ", (problem.level, style))
         console.print(head.append(f": {problem.field}" if problem.field else ""))
         for label, text in (("given", problem.given), ("expected", problem.expected)):
-            console.print(Text.assemble((f"  {label:<9}", "dim"), text))
+            line = Table.grid(padding=(0, 1))
+            line.add_row(Text(f"  {label:<8}", style="dim"), text)
+            console.print(line)
     warnings = len(reading.problems) - len(reading.errors)
     counts = f"{_counted(len(reading.errors), 'error')}, {_counted(warnings, 'warning')}"
     domains = f"{_counted(len(reading.inventory.domains), 'trust domain')}, " if reading.inventory else ""
