@@ -16,6 +16,7 @@
         ├── Denied                 authentication or permission is missing (401, 403)
         ├── NotFound               an object that must exist does not
         ├── LockHeld               another rotation holds this cluster's Lease
+        │   └── StillRunning       another process of this very run does
         ├── GateRefused            evidence contradicts going on; nothing was changed by the gate
         ├── GateTimedOut           a wait ran past its bound; names the stragglers
         ├── ApprovalRequired       a person has to decide before the flow goes on
@@ -169,6 +170,10 @@ class NotFound(Permanent):
 
 class LockHeld(Permanent):
     """Another rotation holds this cluster's Lease."""
+
+
+class StillRunning(LockHeld):
+    """Another process of this very run holds the Lease and renews it: whoever started a second one was wrong."""
 
 
 class GateRefused(Permanent):

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from prefect.exceptions import Abort
+
 from capstan.approvals import decided_by
 from capstan.config import TrustDomain
-from capstan.errors import CapstanError, Retryable
+from capstan.errors import CapstanError, Retryable, StillRunning
 from capstan.rotation import Rotation, open_rotation
 from flows.artifacts import shown
 from flows.claims import FlowRunClaimant
@@ -50,6 +52,8 @@ def running(domain: TrustDomain, rotation: str | None, *, take_over: bool = Fals
             before = opened.record().outcome
             yield opened
             _tell_end(opened, before)
+        except StillRunning as error:
+            raise Abort(str(error)) from error  # Prefect's signal to leave without a word on the run's state
         except CapstanError as error:
             if isinstance(error, Retryable):
                 come_back_later(error)

@@ -159,11 +159,6 @@ class RotationRecord(_Frozen):
         """The same with one more log entry (the oldest are dropped past a bound)."""
         return self.model_copy(update={"log": (*self.log, LogEntry(at=at, step=step, text=text))[-LOG_LENGTH:]})
 
-    def approval_for(self, gate: str, digest: str) -> Approval | None:
-        """The last decision on the gate that was given for exactly this digest."""
-        matching = [entry for entry in self.approvals if entry.gate == gate and entry.digest == digest]
-        return matching[-1] if matching else None
-
 
 def record_name(domain: str) -> str:
     """Name of the ConfigMap and of the Lease of a trust domain."""

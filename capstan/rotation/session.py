@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from capstan.audit import audited_phase, audited_step
 from capstan.cluster.lease import DURATION, LeaseLock
 from capstan.cluster.record import BUDGET, RecordStore, RotationRecord
-from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, NotFound
+from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, NotFound, StillRunning
 from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
@@ -372,7 +372,7 @@ def open_rotation(
             held.callback(cluster.close)
         owner = claimant or Unclaimed()
         locks = {
-            name: held.enter_context(_locked(cluster, domain.name, owner, now)) for name, cluster in clusters.items()
+            name: held.enter_context(locked(cluster, domain.name, owner, now)) for name, cluster in clusters.items()
         }
         stores = {name: RecordStore(cluster, domain.name, lease=locks[name]) for name, cluster in clusters.items()}
         with audited_step("begin"):
@@ -421,7 +421,7 @@ _OWN_LEASE = 3 * DURATION
 
 
 @contextlib.contextmanager
-def _locked(cluster: Cluster, domain: str, owner: Claimant, now: Callable[[], datetime]) -> Iterator[LeaseLock]:
+def locked(cluster: Cluster, domain: str, owner: Claimant, now: Callable[[], datetime]) -> Iterator[LeaseLock]:
     lock = LeaseLock(cluster, domain)
     record = RecordStore(cluster, domain).load()
     claim = record.claim if record and record.finished is None else None
@@ -429,6 +429,11 @@ def _locked(cluster: Cluster, domain: str, owner: Claimant, now: Callable[[], da
     try:
         lock.acquire(wait=_OWN_LEASE if claim and own and claim.run == own.run else 0.0)
     except LockHeld as error:
+        if claim and own and claim.run == own.run:
+            raise StillRunning(
+                error.what, where=error.where, observed=error.observed, expected=error.expected,
+                next_command="nothing: that process goes on",
+            ) from error  # fmt: skip
         if claim is not None:
             error.observed += f"; by {describe(claim)}"
         raise

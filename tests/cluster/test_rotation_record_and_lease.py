@@ -78,7 +78,9 @@ def test_a_lost_race_is_read_again_and_nobodys_change_is_lost(cluster, domain):
     assert (after.new, after.budget) == ("ff", 4)
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[]", '{"schema_version": 2}', '{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "no json", "[]", '{"schema_version": 2}', '{"schema_version": 3}', '{"schema_version": 1}']
+)
 def test_a_record_that_is_not_ours_is_refused_and_not_guessed(cluster, domain, text):
     store = RecordStore(cluster, domain)
     store.begin(new_record(domain))
@@ -103,12 +105,19 @@ def test_the_log_keeps_its_newest_entries_only():
     assert (len(record.log), record.log[-1].text) == (400, "499")
 
 
-def test_an_approval_counts_for_its_gate_and_digest_only():
-    approval = Approval(gate="trust", decision="approved", by="ada", at=NOW, digest="abc")
-    record = new_record("d", approvals=(approval,))
-    assert record.approval_for("trust", "abc") is approval
-    assert record.approval_for("trust", "abd") is None
-    assert record.approval_for("issue", "abc") is None
+def test_a_record_of_the_schema_before_this_one_is_read(cluster, domain):
+    store = RecordStore(cluster, domain)
+    store.begin(new_record(domain))
+    raw = json.loads(cluster.get(CONFIG_MAPS, record_name(domain), NAMESPACE)["data"][KEY])
+    for added in ("direction", "turn", "asked", "claim"):
+        del raw[added]
+    text = json.dumps(raw | {"schema_version": 1})
+    cluster.patch(CONFIG_MAPS, record_name(domain), {"data": {KEY: text}}, NAMESPACE)
+    read = store.load()
+    assert (read.direction, read.turn, read.asked, read.claim) == ("forward", 1, {}, None)
+    store.update(lambda record: record.model_copy(update={"new": "ff"}))
+    written = json.loads(cluster.get(CONFIG_MAPS, record_name(domain), NAMESPACE)["data"][KEY])
+    assert written["schema_version"] == 2
 
 
 def test_only_one_holds_the_lease_and_the_other_learns_who(cluster, domain):
