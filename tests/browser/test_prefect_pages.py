@@ -84,10 +84,26 @@ def test_a_form_that_is_not_filled_in_says_so_and_sends_nothing(
     dialog.fill("Your name", "Ada Lovelace")
     dialog.fill("Ticket", "CHG-4711")
     dialog.fill("Comment", "not in the week of the fair")
-    dialog.submit()
+    with pages.page.expect_response("**/resume") as reply:
+        dialog.submit()
+    assert reply.value.json()["status"] == "ACCEPT"
     deployed.wait_for_state(run, "Completed", seconds=180, fatal=FATAL)
     assert diary.read_text() == "rejected by Ada Lovelace, CHG-4711: not in the week of the fair"
-    assert len(sent) == 1
+
+
+def test_an_answer_to_another_request_is_refused_and_the_dialog_says_why(
+    deployed: Deployed, asking: tuple[str, Path], pages: PrefectPages
+) -> None:
+    run, diary = asking
+    pages.open_run(run)
+    dialog = pages.resume()
+    dialog.choose("Decision", "approve")
+    dialog.fill("Your name", "Ada Lovelace")
+    dialog.fill("Request", "request-0")
+    dialog.submit()
+    expect(dialog.box.get_by_text("does not match")).to_be_visible()
+    assert deployed.state(run) == "Suspended"
+    assert not diary.exists()
 
 
 def test_a_rotation_is_launched_approved_and_followed_in_the_browser_alone(
