@@ -46,7 +46,7 @@ def key(domain: str, what: str) -> str:
 
 def rename_run(rotation: Rotation, phase: str) -> None:
     """Name the flow run after its domain, where it is, and the rotation, such as `prod-eu: issue (2026-11-22)`."""
-    _put("name", lambda sender: sender.rename(f"{rotation.domain.name}: {phase} ({rotation.id})"))
+    _put("name", lambda sender: sender.rename(_run_name(rotation, phase)))
 
 
 def publish_plan(rotation: Rotation, plan: Plan) -> None:
@@ -127,13 +127,17 @@ def shown(rotation: Rotation) -> Iterator[None]:
     _name(rotation)
     refresh(rotation)
     watching.followed_by(_Follower(rotation))
+    planned = True
     try:
         yield
+    except Exception:
+        planned = False
+        raise
     finally:
         watching.followed_by(None)
         if rotation.evidence.finished:
             rename_run(rotation, str(rotation.evidence.entries[-1].body.get("outcome", "over")))
-        refresh(rotation)
+        refresh(rotation, planned=planned)
 
 
 class _Follower:
@@ -157,26 +161,43 @@ class _Follower:
 
 
 def _name(rotation: Rotation, phase: str = "") -> None:
-    """Rename the run to the furthest phase of this turn: one that goes on passes the earlier ones again in seconds."""
-    back = rotation.direction == "back"
+    entries, back = rotation.evidence.entries, rotation.direction == "back"
+
+    def send(sender: Sender) -> None:
+        if where := _where(entries, phase, back=back):
+            sender.rename(_run_name(rotation, where))
+
+    _put("name", send)
+
+
+def _where(entries: Sequence[Entry], phase: str, *, back: bool) -> str:
+    """The furthest phase of this turn: a run that goes on passes the earlier ones again in seconds."""
     wanted = f"{phase} back" if phase and back else phase
-    told = [span.name for span in story(rotation.evidence.entries).phases]
+    told = [span.name for span in story(entries).phases]
     if told and told[-1].endswith(" back") == back and (not wanted or wanted in told):
-        wanted = told[-1]
-    if wanted:
-        rename_run(rotation, wanted)
+        return told[-1]
+    return wanted
 
 
-def refresh(rotation: Rotation) -> None:
-    """Publish plan, evidence and timeline as they are now; never raises."""
+def _run_name(rotation: Rotation, where: str) -> str:
+    return f"{rotation.domain.name}: {where} ({rotation.id})"
+
+
+def refresh(rotation: Rotation, *, planned: bool = True) -> None:
+    """Publish evidence, timeline and plan as they are now; never raises.
+
+    Args:
+        planned: Whether to plan too: that reads the record, which a cluster that has just failed may not answer.
+    """
     if publisher() is None:
         return
+    publish_evidence(rotation)
+    publish_timeline(rotation)
+    seen = rotation.seen
+    if seen is None or not planned:
+        return
     try:
-        seen = rotation.seen
-        if seen is not None:
-            publish_plan(rotation, rotation.plan(seen))
-        publish_evidence(rotation)
-        publish_timeline(rotation)
+        publish_plan(rotation, rotation.plan(seen))
     except CapstanError as error:
         _log.warning("what people see of rotation %s is not up to date: %s", rotation.id, error)
 

@@ -17,7 +17,7 @@ from capstan.errors import InvalidInput
 from capstan.evidence import Entry, Evidence
 from capstan.evidence.signer import Signer, mint_signing_key
 from capstan.trust.plan import plan
-from flows.artifacts import MAX_ROWS, evidence_rows, plan_rows, timeline_page
+from flows.artifacts import MAX_ROWS, _where, evidence_rows, plan_rows, timeline_page
 from flows.handshakes import Handshakes, counted, read
 from tests.trust import domains
 
@@ -65,6 +65,30 @@ def test_an_account_is_a_table_of_its_last_entries() -> None:
         "facts": "cluster=eu-1, old=abababababab",
     }
     json.dumps(table)
+
+
+def entered(*phases: tuple[str, str]) -> list[Entry]:
+    return [
+        Entry(n, NOW, "r", "phase-entered", {"phase": phase, "direction": direction}, "", "")
+        for n, (phase, direction) in enumerate(phases, 1)
+    ]
+
+
+def test_a_run_that_goes_on_is_named_after_the_furthest_phase_while_it_passes_the_earlier_ones() -> None:
+    entries = entered(("prepare", "forward"), ("trust", "forward"), ("issue", "forward"))
+    assert _where(entries, "", back=False) == "issue"
+    assert _where(entries, "prepare", back=False) == "issue"
+    assert _where(entries, "distrust", back=False) == "distrust"
+
+
+def test_a_run_on_its_way_back_says_so() -> None:
+    entries = entered(("trust", "forward"), ("issue", "forward"))
+    assert _where(entries, "issue", back=True) == "issue back"
+    assert _where([*entries, *entered(("issue", "back"))], "", back=True) == "issue back"
+
+
+def test_a_run_that_has_entered_no_phase_keeps_its_name() -> None:
+    assert _where([Entry(1, NOW, "r", "rotation-begun", {}, "", "")], "", back=False) == ""
 
 
 def test_the_timeline_is_a_picture_inside_the_page() -> None:
