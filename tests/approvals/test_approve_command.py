@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from capstan.approvals import Decision
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480), pytest.mark.xdist_group("approve")]
 
 ADA, EVE = person("ada"), person("eve")
 CARD = person("ada", "x509")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("browser")]
 
 LEAF_SECONDS = 40
 PEOPLE = [("trust", "Ada Lovelace"), ("issue", "Grace Hopper"), ("distrust", "Ada Lovelace")]

@@ -21,7 +21,7 @@ from tests.support.prefect_server import prefect_server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("durable")]
 
 ROOT = Path(__file__).parents[2]
 

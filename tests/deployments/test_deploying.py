@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes" / "work-pool.json"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("deployments")]
 
 
 class Fleet:

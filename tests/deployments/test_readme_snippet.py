@@ -33,7 +33,7 @@ def snippet() -> str:
     return str(found)
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(540), pytest.mark.xdist_group("deployments")]
 
 # An ISO week that is near enough for Prefect to have created its run (100 days), and far enough never to be this one.
 SOON = datetime.now(UTC) + timedelta(weeks=3)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.flows.conftest import Domain
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("flows")]
 
 
 PROBE = "a probe"

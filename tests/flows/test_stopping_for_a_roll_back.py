@@ -14,7 +14,7 @@ from flows.claims import cancel_waiting_run
 if TYPE_CHECKING:
     from tests.flows.conftest import Domain
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("flows")]
 
 
 def stop(domain: Domain, run: str, finished: datetime | None = None) -> None:

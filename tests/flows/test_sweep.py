@@ -22,7 +22,7 @@ from flows.sweep import HEARTBEAT, RECOVERING, Swept, sweep
 if TYPE_CHECKING:
     from tests.flows.conftest import Domain
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("flows")]
 
 AT_ONCE = SweepThresholds(silent_seconds=0.001, crashed_seconds=0, pending_seconds=0.001)
 
