@@ -62,6 +62,8 @@ def verify(statement: Statement, compact: str, certificate: Certificate, *, aske
             expected=f"a compact JWS by that certificate's key ({' or '.join(allowed)})",
         ) from error  # fmt: skip
     header = decoded["header"]
+    if "crit" in header:  # we know no extension, and none may be passed over (RFC 7515 section 4.1.11)
+        raise _failed("its header is not one of an approval", where, f"crit: {header['crit']!r}", "no extensions")
     wanted = {"typ": TYP, "x5t#S256": thumbprint(certificate)}
     for name, value in wanted.items():
         if header.get(name) != value:
