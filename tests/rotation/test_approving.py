@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from capstan.approvals import Decision, Request, decided_by, nobody
+from capstan.approvals import Decision, Question, Request, decided_by, nobody
 from capstan.config import ApproverKey, ClusterRef, RotationPolicy, TrustDomain
 from capstan.errors import ApprovalRejected, ApprovalRequired
 from capstan.rotation import Rotation, open_rotation, preparing
 from capstan.trust.phase import Phase
 from flows.approval import approved
+from tests.approvals.people import person as approver
 from tests.rotation.rotations import wait_for
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def test_an_approval_is_asked_for_once_and_survives_the_process_that_asked(rotat
     assert (given["gate"], given["by"], given["decision"]) == ("trust", "ada", "approved")
     assert (given["digest"], given["request"]) == (request.digest, request.id)
     # What was shown says what it is about.
-    for word in (rotations.rotation, "trust", "capstan rollback", next(iter(rotations.old))[:16]):
+    for word in (rotations.rotation, "trust", "capstan rollback", next(iter(rotations.old))[:8]):
         assert word in request.text, word
         assert word in request.markdown, word
 
@@ -140,3 +141,33 @@ def test_where_approvers_are_listed_an_answer_that_nobody_signed_is_set_aside_an
     assert "not listed" in person.asked[2].markdown
     assert len({request.id for request in person.asked}) == 1
     assert rotations.record()["asked"]["trust"]["answered"] == 2
+
+
+def test_signed_answers_of_a_quorum_open_the_gate_until_somebody_alters_one_in_the_record(
+    rotations: Rotations,
+) -> None:
+    ada, bob = approver("ada", "ssh"), approver("bob", "x509")
+
+    def signs(who: Any) -> Callable[[Request], Decision]:
+        def answer(request: Request) -> Decision:
+            asked = Question(
+                request.domain, request.rotation, request.turn, request.gate, request.id, request.digest,
+                datetime.now(UTC),
+            )  # fmt: skip
+            given = who.answer(question=asked, at=datetime.now(UTC), ticket="CHG-1")
+            return said(request, "approved", by=who.name, ticket=given.ticket, signature=given.signature)
+
+        return answer
+
+    policy = {"approvers": (ada.listed, bob.listed), "quorum": 2}
+    person = Person(signs(ada), signs(ada), signs(bob))
+    ask(rotations, person, **policy)
+    assert "1 more of bob needed" in person.asked[2].markdown
+    ask(rotations, nobody, **policy)  # a later run verifies them again
+    path = "/api/v1/namespaces/capstan-system/configmaps/capstan-rotation-linkerd"
+    record = rotations.lab.call("GET", path)
+    assert record["data"]["record.json"].count("CHG-1") == 3
+    record["data"]["record.json"] = record["data"]["record.json"].replace("CHG-1", "CHG-2")
+    rotations.lab.call("PUT", path, record)
+    with pytest.raises(ApprovalRequired):
+        ask(rotations, nobody, **policy)
