@@ -6,10 +6,11 @@ space bar, open it. The driver clicks the arrows, as docs/ui.md tells people to.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as NothingHappened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ ARGUMENTS = (
 
 # A laptop's window. Larger ones hide what does not fit into small ones.
 WINDOW = (1280, 720)
+TRIES = 4
 PATIENCE = 60_000.0  # milliseconds; the machine is shared with a server, a worker, and a lab
 
 
@@ -70,11 +72,32 @@ class ResumeDialog:
         """Click Submit."""
         self.box.get_by_role("button", name="Submit").click()
 
-    def complaints(self) -> list[str]:
-        """What the dialog says is wrong, once it says something."""
-        found = self.box.get_by_text("is a required property")
-        expect(found.first).to_be_visible()
-        return found.all_inner_texts()
+    def submit_in_vain(self, complaint: str) -> list[str]:
+        """Click Submit until the dialog says this of a field; every such text.
+
+        The page has the server check the form first. While the server is busy that fails without a word, and a person
+        clicks again.
+        """
+        found = self.box.get_by_text(complaint)
+        for _ in range(TRIES):
+            self.submit()
+            with suppress(AssertionError):
+                expect(found.first).to_be_visible(timeout=PATIENCE / TRIES)
+                return found.all_inner_texts()
+        raise AssertionError(f"the dialog never said {complaint!r}:\n{self.box.inner_text()}")
+
+    def send(self) -> dict[str, Any]:
+        """Click Submit until the answer is sent; what the server says to it."""
+        for _ in range(TRIES):
+            try:
+                with self._page.expect_response("**/resume", timeout=PATIENCE / TRIES) as reply:
+                    self.submit()
+            except NothingHappened:
+                continue
+            if reply.value.ok:
+                said: dict[str, Any] = reply.value.json()
+                return said
+        raise AssertionError(f"the answer was not sent:\n{self.box.inner_text()}")
 
 
 class PrefectPages:
