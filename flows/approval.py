@@ -18,6 +18,9 @@ from capstan.rotation.proposing import propose
 from capstan.trust.phase import Phase
 from capstan.trust.plan import Plan
 
+# Answers kept in the record; with signatures of at most 8 kB, far below a ConfigMap's 1 MiB. The account has them all.
+_KEPT: Final = 60
+
 ROLL_BACK: Final = "roll-back"
 _GATES: Final[dict[Phase, Gate]] = {Phase.TRUST: "trust", Phase.ISSUE: "issue", Phase.DISTRUST: "distrust"}
 
@@ -130,9 +133,8 @@ def _keep(rotation: Rotation, request: Request, decision: Decision) -> None:
         if asked.id != request.id or asked.answered >= decision.answered:
             return record  # written already, by a process that died right after
         looked_at = asked.model_copy(update={"answered": decision.answered})
-        return record.model_copy(
-            update={"approvals": (*record.approvals, entry), "asked": {**record.asked, request.gate: looked_at}}
-        )
+        kept = (*record.approvals, entry)[-_KEPT:]
+        return record.model_copy(update={"approvals": kept, "asked": {**record.asked, request.gate: looked_at}})
 
     rotation.remember(answered)
     _account_for(rotation, entry)
