@@ -5,21 +5,25 @@ from __future__ import annotations
 import itertools
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
 
-from capstan.errors import InvalidInput
+from capstan.cli import evidence as command
+from capstan.errors import EvidenceTampered, InvalidInput
 from capstan.evidence.chain import Entry
 from capstan.evidence.story import Span, story
 from capstan.evidence.timeline import CHARACTER, LEFT, WIDTH, draw
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BEGAN = datetime(2026, 11, 22, 2, 9, 3, tzinfo=UTC)
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def account(*told: tuple[float, str, dict[str, Any]]) -> list[Entry]:
+def entries_of(*told: tuple[float, str, dict[str, Any]]) -> list[Entry]:
     """Entries at seconds after the beginning."""
     return [
         Entry(n, BEGAN + timedelta(seconds=second), "2026-11-22", kind, body, "", "")
@@ -34,7 +38,7 @@ def entered(phase: str, direction: str = "forward") -> dict[str, Any]:
 def whole() -> list[Entry]:
     """A rotation whose run was suspended for an approval and came back."""
     owners = ["deployment/web -n shop", "deployment/linkerd-identity -n linkerd"]
-    return account(
+    return entries_of(
         (0, "rotation-begun", {"domain": "prod-eu"}),
         (1, "phase-entered", entered("prepare")),
         (2, "look", {"peers": 12, "trust": 0, "present": 0, "only": 0}),
@@ -78,7 +82,7 @@ def test_a_phase_that_a_resumed_run_passes_again_is_told_once() -> None:
 
 
 def test_the_way_back_is_told_as_phases_of_its_own() -> None:
-    entries = account(
+    entries = entries_of(
         (0, "phase-entered", entered("trust")),
         (5, "phase-entered", entered("distrust", "back")),
         (9, "phase-left", {"phase": "distrust"}),
@@ -92,7 +96,7 @@ def test_the_way_back_is_told_as_phases_of_its_own() -> None:
 
 
 def test_a_person_is_asked_until_something_is_decided_and_holding_decides_nothing() -> None:
-    entries = account(
+    entries = entries_of(
         (1, "approval-asked", {"gate": "issue", "request": "r1"}),
         (5, "approval", {"gate": "issue", "decision": "held", "by": "Ada"}),
         (6, "approval-asked", {"gate": "issue", "request": "r2"}),
@@ -107,7 +111,10 @@ def test_no_process_worked_on_it_between_the_last_entry_and_going_on() -> None:
 
 
 def test_a_restart_is_told_when_it_ended_and_once_however_often_a_run_finds_it() -> None:
-    entries = [*whole()[:-1], *account((84, "restarted", dict(whole()[12].body)), (85, "finished", {"outcome": "x"}))]
+    entries = [
+        *whole()[:-1],
+        *entries_of((84, "restarted", dict(whole()[12].body)), (85, "finished", {"outcome": "x"})),
+    ]
     told = story(entries)
     assert [(one.at, one.owner) for one in told.restarts] == [
         (seconds(70)[0], "deployment/web -n shop"),
@@ -148,7 +155,7 @@ def test_a_failed_handshake_is_red_and_none_is_not() -> None:
 
 
 def test_a_counter_that_was_set_to_zero_in_between_is_counted_on() -> None:
-    entries = account(
+    entries = entries_of(
         (0, "handshakes", {"attempted": 900, "failed": 5}),
         (2, "handshakes", {"attempted": 10, "failed": 0}),
         (4, "handshakes", {"attempted": 40, "failed": 0}),
@@ -158,7 +165,7 @@ def test_a_counter_that_was_set_to_zero_in_between_is_counted_on() -> None:
 
 @pytest.mark.parametrize("days", [0.0002, 0.01, 0.3, 2, 30, 4000])
 def test_times_on_the_axis_do_not_touch_however_long_it_took(days: float) -> None:
-    entries = account((0, "rotation-begun", {"domain": "d"}), (days * 86400, "finished", {"outcome": "completed"}))
+    entries = entries_of((0, "rotation-begun", {"domain": "d"}), (days * 86400, "finished", {"outcome": "completed"}))
     axis = [text for text in texts(draw(entries)) if text.get("class") == "m n"]
     assert 1 <= len(axis) <= 10
     spans = sorted(
@@ -172,7 +179,7 @@ def test_times_on_the_axis_do_not_touch_however_long_it_took(days: float) -> Non
 
 
 def test_decisions_close_together_are_written_on_lines_of_their_own() -> None:
-    entries = account(
+    entries = entries_of(
         (0, "rotation-begun", {"domain": "d"}),
         *((50 + n, "approval", {"gate": "trust", "decision": "held", "by": f"Approver {n}"}) for n in range(4)),
         (100, "finished", {"outcome": "completed"}),
@@ -182,7 +189,7 @@ def test_decisions_close_together_are_written_on_lines_of_their_own() -> None:
 
 
 def test_what_people_wrote_cannot_leave_its_text() -> None:
-    entries = account((0, "approval", {"gate": "trust", "decision": "approved", "by": "<script>&"}))
+    entries = entries_of((0, "approval", {"gate": "trust", "decision": "approved", "by": "<script>&"}))
     svg = draw(entries)
     assert "<script>" not in svg
     assert any("<script>&" in line for line in said(svg))
@@ -191,3 +198,13 @@ def test_what_people_wrote_cannot_leave_its_text() -> None:
 def test_the_picture_fits_its_width() -> None:
     for x, width in re.findall(r'<rect class="\w+" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', draw(whole())):
         assert float(x) + float(width) <= WIDTH
+
+
+def test_the_command_draws_a_verified_account_and_refuses_another(
+    account: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.timeline(account) == 0
+    assert said(capsys.readouterr().out)[0].startswith("rotation r-1: done")
+    account.write_text(account.read_text().replace("trust", "tryst"))
+    with pytest.raises(EvidenceTampered):
+        command.timeline(account)
