@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectAlreadyExists
 
 from capstan.errors import InvalidInput
 from deployments.diff import Action, Field, flat
@@ -79,9 +81,12 @@ def apply_pools(client: SyncPrefectClient, changes: Iterable[PoolChange]) -> Non
     for change in changes:
         if change.action is Action.CREATE:
             template = change.template if change.template is not None else _process_template()
-            client.create_work_pool(
-                WorkPoolCreate(name=change.name, type=change.type, description=_DESCRIPTION, base_job_template=template)
+            pool = WorkPoolCreate(
+                name=change.name, type=change.type, description=_DESCRIPTION, base_job_template=template
             )
+            # A worker that starts just now makes its pool itself; then that one stays, as any that was there before.
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(pool)
         elif change.action is Action.CHANGE:
             client.update_work_pool(change.name, WorkPoolUpdate(base_job_template=change.template or {}))
 

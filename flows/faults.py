@@ -17,8 +17,8 @@ from prefect.client.schemas.objects import State
 from capstan.errors import Retryable
 from flows.durable import WAITING, deployed, flow_run_id, leave_until
 
-_MINUTES: Final = (1, 2, 5, 10, 15, 15, 15, 15, 15, 15)
-DELAYS: Final = tuple(timedelta(minutes=minutes) for minutes in _MINUTES)  # together 1 h 48 min
+_SECONDS: Final = (15, 60, 120, 300, 600, 900, 900, 900, 900, 900)
+DELAYS: Final = tuple(timedelta(seconds=seconds) for seconds in _SECONDS)  # together 1 h 33 min
 _AGAIN: Final = "comes back after a fault"
 
 

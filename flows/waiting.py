@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from textwrap import shorten
 
 from capstan.errors import GateTimedOut
 from capstan.progress import watcher
@@ -20,7 +21,8 @@ from tasks import steps
 
 # Of the time that is left, the part after which to look again: a wait of 24 h is looked at after 6 h, 10.5 h, ...
 _PART = 4
-_SHOWN = 5
+_SHOWN = 3
+_LONGEST = 90  # characters of a name with its reason; the state's message is one line in Prefect's pages
 
 
 def await_gate(rotation: Rotation, phase: Phase) -> None:
@@ -93,7 +95,7 @@ def next_look(now: datetime, until: datetime, least: timedelta) -> datetime:
 
 
 def _why(look: Look) -> str:
-    names = ", ".join(look.waiting_for[:_SHOWN])
+    names = ", ".join(shorten(name, _LONGEST, placeholder=" ...") for name in look.waiting_for[:_SHOWN])
     more = f" and {len(look.waiting_for) - _SHOWN} more" if len(look.waiting_for) > _SHOWN else ""
     return (
         f"gate before {look.gate}: {look.done} of {look.total} there; "

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from capstan.cluster.record import NAMESPACE, ensure_namespace, record_name
 from capstan.cluster.resources import LEASES
-from capstan.errors import CapstanError, Conflict, LockHeld, NotFound, Retryable
+from capstan.errors import CapstanError, Conflict, LockHeld, NotFound, Retryable, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,15 +150,24 @@ class LeaseLock:
             floor: Transitions that the protected object was last written under.
 
         Raises:
-            LockHeld: It was lost, was not renewed in time, or a later holder has written already.
+            LockHeld: It was lost, or a later holder has written already.
+            Unreachable: It was not renewed in time; nobody is known to have it, and it may be renewed yet.
         """
         idle = self.cluster.clock() - self._renewed
         if self._held and not self._lost_to and idle < self.duration and floor <= self.transitions:
             return
+        if self._held and not self._lost_to and floor <= self.transitions:
+            raise Unreachable(
+                "this rotation's lock could not be renewed, so nothing is written",
+                where=self.where,
+                observed=f"not renewed for {idle:.0f} s",
+                expected=f"renewed within {self.duration:.0f} s",
+                next_command="look at the API server: kubectl get --raw /readyz",
+            )
         raise LockHeld(
             "this rotation no longer holds its lock",
             where=self.where,
-            observed=f"held by {self._lost_to}" if self._lost_to else f"not renewed for {idle:.0f} s",
+            observed=f"held by {self._lost_to or 'nobody, or a later holder'}",
             expected=f"held by {self.identity}, renewed within {self.duration:.0f} s",
             next_command="run the same command again; it goes on from what it observes",
         )

@@ -16,7 +16,7 @@ from capstan.cluster.events import emit
 from capstan.cluster.lease import LeaseLock, holder_identity, holder_is_gone
 from capstan.cluster.record import KEY, NAMESPACE, Approval, RecordStore, RotationRecord, record_name
 from capstan.cluster.resources import CONFIG_MAPS, EVENTS, LEASES
-from capstan.errors import InvalidInput, LockHeld, NotFound
+from capstan.errors import InvalidInput, LockHeld, NotFound, Unreachable
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -200,6 +200,21 @@ def test_a_lost_lease_refuses_every_write(cluster, domain):
         store.update(lambda record: record.model_copy(update={"new": "ff"}))
     lease.release()
     assert cluster.get(LEASES, record_name(domain), NAMESPACE)["spec"]["holderIdentity"] == "bob/2/y"
+
+
+def test_a_lease_that_could_not_be_renewed_refuses_every_write_until_it_is_renewed(cluster, domain):
+    passed = [0.0]
+    lease = LeaseLock(cluster, domain, identity="ada/1/x")
+    lease.acquire()
+    store = RecordStore(cluster, domain, lease=lease)
+    store.begin(new_record(domain))
+    clock, cluster.clock = cluster.clock, lambda: clock() + passed[0]
+    passed[0] = lease.duration + 1  # stalled, or cut off from the API server; nobody else has taken it
+    with pytest.raises(Unreachable, match="could not be renewed"):
+        store.update(lambda record: record.model_copy(update={"new": "ff"}))
+    passed[0] = 0.0
+    assert store.update(lambda record: record.model_copy(update={"new": "ff"})).new == "ff"
+    lease.release()
 
 
 def test_a_record_written_by_a_later_holder_fences_the_earlier_one(cluster, domain):

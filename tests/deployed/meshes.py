@@ -125,6 +125,15 @@ class Mesh:
         assert counts["attempted"] > 100
         assert counts["failed"] == 0, (counts["max_lag_seconds"], counts["failures"][:3])
 
+    def require_rolled_back(self) -> None:
+        """Exactly the roots there were, everywhere, and nobody lost a connection."""
+        record = self.record()
+        assert (record["direction"], record["outcome"]) == ("back", "rolled back"), record
+        held = {f"{pod['namespace']}/{pod['pod']}": set(pod["roots"]) for pod in self.lab.pods() if not pod["stopping"]}
+        assert all(roots == self.old for roots in held.values()), held
+        counts = self.lab.prober()
+        assert counts["failed"] == 0, (counts["max_lag_seconds"], counts["failures"][:3])
+
     def _absent(self, path: str) -> bool:
         try:
             self.lab.call("GET", path)

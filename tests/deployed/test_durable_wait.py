@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from flows.faults import DELAYS
 from tests.support.prefect_server import prefect_server
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def test_a_run_whose_cluster_is_away_comes_back_for_it_later_each_time(server: S
         assert state["name"] == "Waiting"
         assert f"{number} of 10: no answer (https://prod.invalid): connection refused" in state["message"]
         away = datetime.fromisoformat(state["state_details"]["scheduled_time"]) - datetime.now(UTC)
-        assert timedelta(minutes=number - 1) < away <= timedelta(minutes=number)
+        assert DELAYS[number - 1] / 2 < away <= DELAYS[number - 1]
         server.post(f"/flow_runs/{run}/set_state", state={"type": "PENDING"}, force=True)
 
 

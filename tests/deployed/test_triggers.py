@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DEPLOYMENT = "linkerd-trust-anchor/mesh"
+ROLL_BACK = "linkerd-roll-back/mesh"
 HALT = "mint begin"
 
 
@@ -74,7 +75,9 @@ def one(lab: RunningLab, tmp_path: Path) -> Iterator[OneDomain]:
         yield OneDomain(deployed, mesh, halts)
 
 
-def test_a_schedule_rotates_and_no_other_launch_gets_in_between_from_its_first_step_to_its_last(one: OneDomain) -> None:
+def test_a_schedule_rotates_no_other_launch_gets_in_between_and_a_launched_roll_back_takes_it_back(
+    one: OneDomain,
+) -> None:
     deployed = one.deployed
     one.halts.want([HALT])
     first = one.schedule(datetime.now(UTC) + timedelta(seconds=12))
@@ -110,3 +113,11 @@ def test_a_schedule_rotates_and_no_other_launch_gets_in_between_from_its_first_s
     given.append(("distrust", "Grace"))
     deployed.wait_for_state(first, "Completed", seconds=300, fatal=("Failed", "Crashed"))
     one.mesh.require_finished(given)
+
+    # 5. Launched afterwards, a roll-back is asked for once, as a whole, and takes everything back.
+    back = deployed.launch(ROLL_BACK)
+    deployed.wait_for_state(back, "Suspended", seconds=180, fatal=("Failed", "Crashed", "Completed"))
+    assert "roll-back" in deployed.run(back)["state"]["message"]
+    deployed.approve(back, name="Grace")
+    deployed.wait_for_state(back, "Completed", seconds=400, fatal=("Failed", "Crashed", "Suspended"))
+    one.mesh.require_rolled_back()
