@@ -256,6 +256,8 @@ def test_ssh_keygen_takes_the_same_answer_of_a_hardware_key(
         ("ssh-ed25519 " + base64.b64encode(PublicKey.of(KEY.public_key()).blob[:-1]).decode(), "too early"),
         (public_line(KEY) + "\n" + public_line(KEY), "not one line"),
     ],
+    # Named one by one: the key is another one in each process, and a test's name must not be.
+    ids=["empty", "no key", "no base64", "dss", "certificate", "another kind", "too long", "too short", "two lines"],
 )  # fmt: skip
 def test_a_line_that_is_no_usable_public_key_says_why(line: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-ROTATIONS = 12
+ROTATIONS = 16
 # What only a run that goes on does, and what only the clock decides; each can be met again and again.
 LOCK = [f"{what}, {when}" for what in ("lock taken: PUT", "lock renewed") for when in (BEFORE, AFTER)]
 CHAINS = [*chains(listed(), ROTATIONS), ["begin > begin", *LOCK]]
