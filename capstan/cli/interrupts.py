@@ -18,7 +18,7 @@ from types import FrameType
 
 from capstan.cli import live
 from capstan.cli.output import Exit, stderr
-from capstan.rotation.session import release_held_locks
+from capstan.rotation.opening import release_held_locks
 
 # A Lease that cannot be given back in this time runs out by itself, or is taken over from the dead process.
 _RELEASE_SECONDS = 3.0

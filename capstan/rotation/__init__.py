@@ -3,6 +3,7 @@
 Below the tasks (which add retries) and above the adapters (which know one cluster each). Knows no Prefect.
 """
 
-from capstan.rotation.session import Outcome, PhaseTime, Rotation, open_rotation
+from capstan.rotation.opening import open_rotation
+from capstan.rotation.session import Outcome, PhaseTime, Rotation
 
 __all__ = ["Outcome", "PhaseTime", "Rotation", "open_rotation"]

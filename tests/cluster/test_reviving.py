@@ -14,8 +14,8 @@ from capstan.cluster.lease import LeaseLock, holder_identity
 from capstan.cluster.record import BUDGET, Claim, RecordStore, RotationRecord, record_name
 from capstan.config import TrustDomain
 from capstan.pki.mint import RootPolicy, mint_root
+from capstan.rotation.opening import _begin
 from capstan.rotation.reviving import HOLD, Death, Ruling, judge
-from capstan.rotation.session import _begin
 from capstan.trust.observation import ClusterObservation
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

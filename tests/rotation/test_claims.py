@@ -11,7 +11,7 @@ from capstan.cluster.lease import LeaseLock
 from capstan.cluster.record import Claim, RecordStore, RotationRecord
 from capstan.errors import LockHeld, StillRunning
 from capstan.rotation.claims import require_unclaimed
-from capstan.rotation.session import locked
+from capstan.rotation.opening import locked
 from tests.support.apiserver import Running
 
 if TYPE_CHECKING:

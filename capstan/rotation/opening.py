@@ -1,0 +1,217 @@
+"""Opening a rotation: under every cluster's Lease, with its record, for the run whose rotation it is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from capstan.audit import audited_step
+from capstan.cluster.lease import DURATION, LeaseLock
+from capstan.cluster.record import RecordStore, RotationRecord
+from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, StillRunning
+from capstan.evidence import signer_from_vault
+from capstan.pki.bundle import Bundle
+from capstan.progress import watcher
+from capstan.rotation.accounts import EVIDENCE_HEAD, open_account
+from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
+from capstan.rotation.session import OLD_ROOTS, Rotation
+from capstan.systems.base import observe_domain
+from capstan.vaults.opening import open_vault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from capstan.cluster.client import Cluster
+    from capstan.cluster.record import Claim
+    from capstan.config import TrustDomain
+    from capstan.pki.inspect import Certificate
+    from capstan.systems.base import TrustSystem
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def open_rotation(
+    domain: TrustDomain,
+    rotation: str | None = None,
+    *,
+    claimant: Claimant | None = None,
+    take_over: bool = False,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Rotation]:
+    """Take the domain's locks and go on with its rotation, or begin one.
+
+    Args:
+        rotation: Id of the rotation. An unfinished one is always gone on with; without an id a new one is named after
+            today (UTC), so that calling twice in a day cannot rotate twice by accident.
+        claimant: The run this is called in, if it can leave its process without ending.
+        take_over: Go on with a rotation that another, unfinished run has claimed.
+
+    Raises:
+        LockHeld: Another run holds a cluster's Lease, or has claimed the rotation.
+        InvalidInput: Another rotation is unfinished, or the clusters' records disagree.
+    """
+    from capstan.systems.opening import open_systems
+
+    clusters, systems = open_systems(domain)
+    with contextlib.ExitStack() as held:
+        for cluster in clusters.values():
+            held.callback(cluster.close)
+        owner = claimant or Unclaimed()
+        locks = {
+            name: held.enter_context(locked(cluster, domain.name, owner, now)) for name, cluster in clusters.items()
+        }
+        stores = {name: RecordStore(cluster, domain.name, lease=locks[name]) for name, cluster in clusters.items()}
+        with audited_step("begin"):
+            record, resumed = _begin(domain, rotation, systems, stores, now, owner, take_over=take_over)
+        vault = open_vault(domain.vault_url())
+        evidence = open_account(domain, record, signer_from_vault(vault), now)
+        session = Rotation(
+            domain,
+            record.rotation_id,
+            systems,
+            stores,
+            vault,
+            evidence,
+            resumed=resumed,
+            requests=lambda: sum(cluster.requests for cluster in clusters.values()),
+            now=now,
+            sleep=sleep,
+        )
+        session.note(
+            "rotation-resumed" if resumed else "rotation-begun",
+            {
+                "domain": domain.name,
+                "system": domain.system.value,
+                "clusters": {name: cluster.host for name, cluster in clusters.items()},
+                "old_roots": sorted(record.old),
+                "holders": {name: lock.identity for name, lock in locks.items()},
+                "recorded_head": record.notes.get(EVIDENCE_HEAD, ""),
+            },
+        )
+        try:
+            yield session
+        except Exception:
+            # This run has failed and will not come back by itself: whoever is launched next may go on at once.
+            if owner.claim(now()) is not None:
+                with contextlib.suppress(CapstanError):
+                    session.remember(lambda record: record.model_copy(update={"claim": None}))
+            raise
+
+
+_held_locks: set[LeaseLock] = set()
+
+
+# How long a run that goes on with what it claimed waits for the Lease of its own dead process: it must run out, and be
+# seen not to change.
+_OWN_LEASE = 3 * DURATION
+
+
+@contextlib.contextmanager
+def locked(cluster: Cluster, domain: str, owner: Claimant, now: Callable[[], datetime]) -> Iterator[LeaseLock]:
+    lock = LeaseLock(cluster, domain)
+    record = RecordStore(cluster, domain).load()
+    claim = record.claim if record and record.finished is None else None
+    own = owner.claim(now())
+    try:
+        lock.acquire(wait=_OWN_LEASE if claim and own and claim.run == own.run else 0.0)
+    except LockHeld as error:
+        if claim and own and claim.run == own.run:
+            raise StillRunning(
+                error.what, where=error.where, observed=error.observed, expected=error.expected,
+                next_command="nothing: that process goes on",
+            ) from error  # fmt: skip
+        if claim is not None:
+            error.observed += f"; by {describe(claim)}"
+        raise
+    _held_locks.add(lock)
+    try:
+        yield lock
+    finally:
+        _held_locks.discard(lock)
+        lock.release()
+
+
+def release_held_locks() -> None:
+    """Give back every Lease this process holds: for a process about to leave without unwinding."""
+    for lock in tuple(_held_locks):
+        lock.release()
+
+
+def _begin(
+    domain: TrustDomain,
+    wanted: str | None,
+    systems: Mapping[str, TrustSystem],
+    stores: Mapping[str, RecordStore],
+    now: Callable[[], datetime],
+    owner: Claimant,
+    *,
+    take_over: bool,
+) -> tuple[RotationRecord, bool]:
+    """The rotation's record, the same in every cluster and claimed; (record, whether it was there before)."""
+    records = {name: record for name, store in stores.items() if (record := store.load()) is not None}
+    unfinished = {name: record for name, record in records.items() if record.finished is None}
+    ids = {record.rotation_id for record in unfinished.values()}
+    if len(ids) > 1 or (wanted and ids and ids != {wanted}):
+        raise InvalidInput(
+            "another rotation of this trust domain is unfinished",
+            where=", ".join(stores[name].where for name in unfinished),
+            observed=", ".join(sorted(ids)),
+            expected=f"none, or {wanted or 'one and the same'}",
+            next_command=f"finish it first: capstan rotate --domain {domain.name} --rotation {sorted(ids)[0]}",
+        )
+    for name, record in unfinished.items():
+        before = require_unclaimed(record, owner, now(), where=stores[name].where, take_over=take_over)
+        if before is not None:
+            _log.warning("taking over %s from %s", stores[name].where, describe(before))
+            watcher().note(f"taking over from {describe(before)}")
+    claim = owner.claim(now())
+    # One durable run is one rotation: killed after the rotation had finished and started again, it only ends.
+    own = {record.rotation_id for record in records.values() if claim and _same_run(record.claim, claim)}
+    name = next(iter(ids), None) or wanted or next(iter(own), None) or now().strftime("%Y-%m-%d")
+    same = [record for record in records.values() if record.rotation_id == name]
+    if len(same) == len(stores):
+        present = same[0]
+        if present.finished is None and not _same_run(present.claim, claim):
+            for store in stores.values():
+                store.update(lambda record: record.model_copy(update={"claim": claim}))
+        return present, True
+    template = same[0] if same else _new_record(domain, name, systems, now)
+    template = template.model_copy(update={"claim": claim})
+    begun = [store.begin(template) for store in stores.values()]
+    return begun[0], bool(same)
+
+
+def _same_run(one: Claim | None, other: Claim | None) -> bool:
+    return (one and one.run) == (other and other.run)
+
+
+def _new_record(
+    domain: TrustDomain, name: str, systems: Mapping[str, TrustSystem], now: Callable[[], datetime]
+) -> RotationRecord:
+    observation = observe_domain(tuple(systems.values()), now=now)
+    certificates: dict[str, Certificate] = {}
+    for system in systems.values():
+        certificates.update(system.certificates())
+    old = sorted({root for cluster in observation.clusters for root in cluster.bundle})
+    missing = [cluster.name for cluster in observation.clusters if not cluster.bundle]
+    if missing:
+        raise GateRefused(
+            "no trust roots can be read",
+            where=f"cluster {', '.join(missing)}",
+            observed="an empty or missing bundle",
+            expected="the mesh's present trust anchors",
+            next_command="capstan check",
+        )
+    return RotationRecord(
+        rotation_id=name,
+        domain=domain.name,
+        system=domain.system.value,
+        started=now(),
+        old=frozenset(old),
+        notes={OLD_ROOTS: Bundle.of(*(certificates[root] for root in old)).pem()},
+    )
