@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from capstan.cli.output import stdout
@@ -42,6 +43,22 @@ class DomainView:
 
 
 _SHOWN = 10
+
+
+def whose(record: RotationRecord, now: datetime) -> list[str]:
+    """Whose rotation it is, which approval is waited for, and until when a run waits without a process: a line each."""
+    lines = []
+    if record.claim is not None:
+        claim = record.claim
+        lines.append(f"it belongs to the Prefect run {claim.name!r}, {claim.url or claim.run}")
+    answered = {given.request for given in record.approvals}
+    for gate, asked in record.asked.items():
+        if asked.id not in answered and now < asked.until:
+            answer = f": capstan approve {record.claim.run}" if record.claim else ""
+            lines.append(f"{gate} waits for an approval until {asked.until:%Y-%m-%d %H:%M} UTC{answer}")
+    for wait, until in record.deadlines.items():
+        lines.append(f"it waits at the latest until {until:%Y-%m-%d %H:%M:%S} UTC ({wait})")
+    return lines
 
 
 def direction(record: RotationRecord) -> str:

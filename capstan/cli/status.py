@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.text import Text
 
-from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed
+from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed, whose
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
 from capstan.trust.gates import GateResult, may_enter
@@ -85,6 +85,10 @@ def _as_data(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | N
             "contradictions": list(gate.contradictions),
             "bound": gate.bound.isoformat() if gate.bound else None,
         },
+        "run": record.claim.model_dump(mode="json") if record and record.claim else None,
+        "asked": {gate: asked.model_dump(mode="json") for gate, asked in record.asked.items()} if record else {},
+        "deadlines": {wait: until.isoformat() for wait, until in record.deadlines.items()} if record else {},
+        "restartsLeft": record.budget if record else None,
         "approvals": [entry.model_dump(mode="json") for entry in record.approvals] if record else [],
     }
 
@@ -116,6 +120,8 @@ def _print(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | Non
     console.print(f"rotation {record.rotation_id}, begun {begun}, is in phase {view.plan.phase.value}")
     if turned := direction(record):
         console.print(turned)
+    for line in whose(record, datetime.now(UTC)):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print()
     rows = []
     for step in steps:
