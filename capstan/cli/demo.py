@@ -52,6 +52,7 @@ def linkerd(
     leaf_seconds
         Life of a workload's leaf certificate in seconds, instead of 24 hours.
     """
+    labs.require_lab()
     where = directory or home() / "demo" / datetime.now(UTC).strftime("linkerd-%Y%m%dT%H%M%SZ")
     if procedure == "capstan":
         prefect_local.start_early(where / "capstan")

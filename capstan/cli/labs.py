@@ -35,7 +35,7 @@ def exec_lab(*arguments: str) -> None:
     Raises:
         InvalidInput: The lab's dependencies are not installed.
     """
-    _require_lab()
+    require_lab()
     os.execv(sys.executable, command(*arguments))  # noqa: S606  # no shell is wanted
 
 
@@ -45,7 +45,7 @@ def exec_vault(*arguments: str) -> None:
     Raises:
         InvalidInput: The lab's dependencies are not installed.
     """
-    _require_lab()
+    require_lab()
     os.execv(sys.executable, [sys.executable, "-m", "infra.lab.keyvault", *arguments])  # noqa: S606  # no shell
 
 
@@ -129,7 +129,7 @@ def running_lab(
     Raises:
         Unreachable: It stopped, or was not ready in time; the message names its log.
     """
-    _require_lab()
+    require_lab()
     directory.mkdir(parents=True, exist_ok=True)
     facts = directory / "lab.json"
     facts.unlink(missing_ok=True)
@@ -175,7 +175,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], facts: Path, log: Path, 
             on_line(line.rstrip())
 
 
-def _require_lab() -> None:
+def require_lab() -> None:
+    """Refuse before anything is started where the lab cannot run.
+
+    Raises:
+        InvalidInput: The lab's dependencies are not installed.
+    """
     import importlib.util
 
     missing = [name for name in ("infra.lab", "grpc", "uvicorn", "starlette") if importlib.util.find_spec(name) is None]
