@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: setup demo check test test-slow test-slow-failed clean
+.PHONY: setup demo check test test-slow test-slow-failed test-long clean
 setup: .venv/.locked
 
 $(UV):
@@ -33,10 +33,13 @@ test: setup
 	$(BIN)/python -m pytest -n 2
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --timeout=600
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not long" --timeout=600
 
 test-slow-failed: setup
-	$(BIN)/python -m pytest -n 0 -m slow --timeout=600 --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -n 0 -m "slow and not long" --timeout=600 --last-failed --last-failed-no-failures none
+
+test-long: setup
+	$(BIN)/python -m pytest -n 1 -m long --timeout=1200
 
 clean:
 	rm -rf .venv $(BOOTSTRAP) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

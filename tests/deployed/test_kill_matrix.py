@@ -112,7 +112,7 @@ def test_every_point_of_the_matrix_is_met_by_some_kill() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2100)
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", [pytest.param(n, marks=[] if n == "worker" else [pytest.mark.long]) for n in CHAINS])
 def test_killed_at_each_of_these_points_the_rotation_ends_whole_and_nobody_is_asked_twice(
     lab: RunningLab, tmp_path: Path, chain: str
 ) -> None:

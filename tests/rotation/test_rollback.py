@@ -90,6 +90,7 @@ def test_from_half_way_through_trust_it_narrows_again_once_approved(rotations: R
     assert (ours(rotations), stored(rotations.home)) == before
 
 
+@pytest.mark.long
 def test_from_a_half_switched_issuer_killed_and_run_again_it_switches_back_and_starts_the_signer_anew(
     rotations: Rotations,
 ) -> None:
@@ -117,6 +118,7 @@ def test_from_a_half_switched_issuer_killed_and_run_again_it_switches_back_and_s
     assert [entry["body"]["turn"] for entry in entries if entry["kind"] == "turned"] == [2]
 
 
+@pytest.mark.long
 def test_from_half_way_through_distrust_turned_forward_again_it_finishes_with_new_approvals(
     rotations: Rotations,
 ) -> None:
@@ -142,6 +144,7 @@ def test_from_half_way_through_distrust_turned_forward_again_it_finishes_with_ne
     rotations.require_rolled_back(rotations.roll_back())
 
 
+@pytest.mark.long
 def test_a_complete_rotation_is_taken_back_in_a_further_account_unless_its_previous_issuer_is_gone(
     rotations: Rotations,
 ) -> None:
