@@ -73,12 +73,12 @@ class ResumeDialog:
         self.box.get_by_role("button", name="Submit").click()
 
     def submit_in_vain(self, complaint: str) -> list[str]:
-        """Click Submit until the dialog says this of a field; every such text.
+        """Click Submit until the page says this, beside a field or in a message of its own; every such text.
 
         The page has the server check the form first. While the server is busy that fails without a word, and a person
         clicks again.
         """
-        found = self.box.get_by_text(complaint)
+        found = self._page.get_by_text(complaint)
         for _ in range(TRIES):
             self.submit()
             with suppress(AssertionError):

@@ -98,8 +98,8 @@ def test_an_answer_to_another_request_is_refused_and_the_page_says_why(
     dialog.choose("Decision", "approve")
     dialog.fill("Your name", "Ada Lovelace")
     dialog.fill("Request", "request-0")
-    assert dialog.send()["status"] == "REJECT"
-    expect(pages.page.get_by_text("'request-0' does not match '^request-1$'")).to_be_visible()
+    # By the page's own check of the form, or by the server's answer: which comes first depends on how busy it is.
+    assert dialog.submit_in_vain("does not match")
     assert deployed.state(run) == "Suspended"
     assert not diary.exists()
 
