@@ -71,7 +71,7 @@ def test_without_a_terminal_it_waits_for_approval_refuses_another_rotation_and_t
     # 1. Nobody can be asked: exit 4, with the mesh untouched.
     waiting_run = rotations.run(approve="ask")
     assert waiting_run.code == 4
-    assert "phase trust waits for approval" in waiting_run.stderr
+    assert "trust waits for approval" in waiting_run.stderr
     assert version(rotations, ROOTS) == roots
     assert rotations.record()["approvals"] == []
     (minted,) = rotations.minted_roots()
@@ -94,7 +94,7 @@ def test_a_proxy_that_cannot_be_read_stops_the_first_gate_and_is_named(rotations
     )
     deadline = timedelta(seconds=5)
     with opened(rotations, restart_deadline=deadline) as rotation, pytest.raises(GateTimedOut) as refused:
-        waiting.await_gate(rotation, Phase.PREPARE)
+        waiting.watch_gate(rotation, Phase.PREPARE)
     assert len(refused.value.stragglers) == 1
     assert f"shop/{victim}" in refused.value.stragglers[0]
     assert f"shop/{victim}" in str(refused.value)
