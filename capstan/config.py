@@ -6,14 +6,15 @@ API. They hold references only; no key material ever enters a parameter (Prefect
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from capstan.pki.keys import KeyAlgorithm
 from capstan.window import MaintenanceWindow, TimeZone
@@ -49,6 +50,31 @@ class System(StrEnum):
     """The kinds of trust systems Capstan can rotate."""
 
     LINKERD = "linkerd"
+    ISTIO = "istio"
+    AKS_ISTIO = "aks-istio"
+
+    @property
+    def namespace(self) -> str:
+        """Where its control plane runs unless somebody chose otherwise."""
+        return {System.LINKERD: "linkerd", System.ISTIO: "istio-system", System.AKS_ISTIO: "aks-istio-system"}[self]
+
+
+class PluginCa(BaseModel):
+    """The Key Vault secrets from which the AKS Istio add-on takes its CA (`az aks mesh enable`, plug-in CA)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key_vault: str = Field(
+        default="", description="https://NAME.vault.azure.net; default: as the cluster's profile says"
+    )
+    cluster_id: str = Field(
+        default="",
+        description="ARM id of the managed cluster; with it vault and object names are read from its profile",
+    )
+    root_cert: str = Field(default="root-cert", description="Name of the secret with the root certificates")
+    ca_cert: str = Field(default="ca-cert", description="Name of the secret with the intermediate's certificate")
+    ca_key: str = Field(default="ca-key", description="Name of the secret with the intermediate's private key")
+    cert_chain: str = Field(default="cert-chain", description="Name of the secret with the intermediate and its root")
 
 
 class ClusterRef(BaseModel):
@@ -59,6 +85,7 @@ class ClusterRef(BaseModel):
     name: DnsLabel = Field(default="cluster", description="Name of the cluster within the trust domain")
     kubeconfig: str | None = Field(default=None, description="Path of a kubeconfig file on the machine that runs this")
     context: str | None = Field(default=None, description="Context in the kubeconfig; default: its current one")
+    plugin_ca: PluginCa | None = Field(default=None, description="AKS Istio add-on only: where its CA is kept")
 
 
 class ApproverKey(BaseModel):
@@ -78,6 +105,13 @@ class RotationPolicy(BaseModel):
     root_validity: timedelta = Field(default=timedelta(days=3650), description="Life of a new trust anchor")
     issuer_validity: timedelta = Field(default=timedelta(days=365), description="Life of a new issuer")
     root_algorithm: KeyAlgorithm = Field(default=KeyAlgorithm.P256, description="Key of a new trust anchor")
+    offline_root: bool = Field(
+        default=False,
+        description="The root's key is kept on a machine without network: each new issuer is signed there",
+    )
+    leaf_renewal: Literal["await", "restart"] = Field(
+        default="await", description="How leaves are renewed: by themselves within their life, or by rolling restarts"
+    )
     restart_deadline: timedelta = Field(
         default=timedelta(minutes=30), description="Longest time all rollouts of one restart may take together"
     )
@@ -126,6 +160,15 @@ class TrustDomain(BaseModel):
     policy: RotationPolicy = Field(
         default=RotationPolicy(), description="What new certificates look like, how long waits last, and who decides"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _namespace_of_its_system(cls, given: Any) -> Any:
+        """A namespace that nobody named is the one the system comes with."""
+        if isinstance(given, dict) and "system" in given and "control_plane_namespace" not in given:
+            with contextlib.suppress(ValueError):
+                return {**given, "control_plane_namespace": System(given["system"]).namespace}
+        return given
 
     def home_path(self) -> Path:
         """The directory this domain's evidence and local vault live under."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capstan.cluster.client import Cluster
+from capstan.config import System
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,11 +36,22 @@ def open_systems(domain: TrustDomain) -> tuple[dict[str, Cluster], Mapping[str, 
     """Connections and adapters by cluster name.
 
     Raises:
-        InvalidInput: A kubeconfig cannot be used.
+        InvalidInput: A kubeconfig, or the vault of a plug-in CA, cannot be used.
     """
-    from capstan.systems.linkerd import Linkerd
-
     clusters = {reference.name: connect(reference) for reference in domain.clusters}
     return clusters, {
-        name: Linkerd(cluster, namespace=domain.control_plane_namespace) for name, cluster in clusters.items()
+        reference.name: _adapter(domain, reference, clusters[reference.name]) for reference in domain.clusters
     }
+
+
+def _adapter(domain: TrustDomain, reference: ClusterRef, cluster: Cluster) -> TrustSystem:
+    namespace = domain.control_plane_namespace
+    match domain.system:
+        case System.LINKERD:
+            from capstan.systems.linkerd import Linkerd
+
+            return Linkerd(cluster, namespace=namespace)
+        case System.ISTIO | System.AKS_ISTIO:
+            from capstan.systems.istio import open_istio
+
+            return open_istio(domain, reference, cluster)

@@ -101,6 +101,28 @@ class Issuer:
 
 
 @dataclass(frozen=True, slots=True)
+class Signer:
+    """One live process that signs leaves, and what it signed with when it was asked.
+
+    Where a control plane has several replicas, each of them takes new material at its own time: a mesh is as far as the
+    last of them.
+
+    Attributes:
+        name: `pod istio-system/istiod-6c5d`.
+        issuer: Fingerprint of the issuer it signs with now; None if that could not be read.
+        anchors: Roots, of all known ones, to which that issuer verifies.
+        roots: Roots that it hands out with a leaf; None if that could not be read, or if it hands out none.
+        unreadable: Why something could not be read, for a person; empty if all was.
+    """
+
+    name: str
+    issuer: Fingerprint | None
+    anchors: frozenset[Fingerprint]
+    roots: frozenset[Fingerprint] | None
+    unreadable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterObservation:
     """One cluster of the domain.
 
@@ -112,6 +134,8 @@ class ClusterObservation:
         issuer: The issuer as configured (not yet proof that anything signs with it); None if it could not be read.
         peers: Every live peer, ready or not.
         leaf_lifetime: Seconds that a leaf issued now lives, skew included.
+        signers: Every live process that signs leaves, where each can be asked (Istio); empty where none can (Linkerd).
+        roots_with_leaf: Whether a proxy takes the roots anew with every leaf (Istio), or at its start only (Linkerd).
     """
 
     name: str
@@ -120,6 +144,8 @@ class ClusterObservation:
     issuer: Issuer | None
     peers: tuple[Peer, ...]
     leaf_lifetime: float
+    signers: tuple[Signer, ...] = ()
+    roots_with_leaf: bool = False
 
 
 @dataclass(frozen=True, slots=True)
