@@ -26,7 +26,7 @@ from capstan.approvals.tally import Tally, count
 from capstan.cluster.record import Approval
 from tests.approvals.people import Person, listing, person
 from tests.approvals.test_proposals import propose
-from tests.support.prefect_server import prefect_server
+from tests.support.prefect_server import prefect_server, send_what_is_queued
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +50,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         url = environment["PREFECT_API_URL"]
         with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: home, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
             yield url
+            send_what_is_queued()
 
 
 @dataclass

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 
 from capstan.cluster.record import Claim, RecordStore, RotationRecord
 from tests.support.apiserver import Running
@@ -77,9 +75,6 @@ def prefect(tmp_path_factory) -> Iterator[Deployed]:
     with Deployed(tmp_path_factory.mktemp("prefect"), worker=False) as prefect:
         prefect.ask("POST", "work_pools/", json={"name": POOL, "type": "process"})
         yield prefect
-        # What this process still has to send, while there is somebody to send it to.
-        APILogWorker.drain_all(timeout=20)
-        EventsWorker.drain_all(timeout=20)
 
 
 @pytest.fixture(scope="session")

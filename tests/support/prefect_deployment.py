@@ -182,8 +182,15 @@ class Deployed:
         """Prefect's own client in this process talks to this server."""
         from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
+        from tests.support.prefect_server import send_what_is_queued
+
+        # Prefect's queues of events and logs belong to the process, and keep to the server they first spoke to.
+        send_what_is_queued()
         with temporary_settings({PREFECT_API_URL: self.api_url, PREFECT_UI_URL: self.ui_url}):
-            yield
+            try:
+                yield
+            finally:
+                send_what_is_queued()
 
     def deploy(self, entrypoint: str, name: str, **options: Any) -> str:
         """Create or update a deployment of a flow by its module path.

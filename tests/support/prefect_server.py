@@ -64,6 +64,18 @@ def await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         time.sleep(0.2)
 
 
+def send_what_is_queued(seconds: float = 20.0) -> None:
+    """End the queues of events and logs that Prefect keeps in this process, once what is in them was sent.
+
+    Its next event opens a new one, to the server that is spoken to by then.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=seconds, at_exit=False)
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as taken:
