@@ -1,7 +1,8 @@
 """Private keys that cannot be shown by accident.
 
-A PrivateKey has exactly one way out, `pem()`, so that every place where key material leaves memory can be found by
-searching for that name. repr, str, format, logging, pickle and copy give nothing.
+A PrivateKey has exactly two ways out, `pem()` and, under a passphrase, `sealed_pem()`, so that every place where key
+material leaves memory can be found by searching for those names. repr, str, format, logging, pickle and copy give
+nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -52,7 +54,7 @@ def spki_sha256(key: PublicKeyTypes) -> str:
 
 
 class PrivateKey:
-    """An ECDSA or RSA private key whose text form is only to be had through `pem()`."""
+    """An ECDSA or RSA private key whose text form is only to be had through `pem()` and `sealed_pem()`."""
 
     __slots__ = ("_key",)
 
@@ -86,6 +88,25 @@ class PrivateKey:
             "private key cannot be read", where=where, observed=problem, expected="an ECDSA or RSA key"
         ) from None
 
+    @classmethod
+    def unseal(cls, pem: bytes, passphrase: str, where: str) -> PrivateKey:
+        """Read a PEM key that is encrypted under a passphrase (PKCS#8, or the older form of OpenSSL).
+
+        Raises:
+            InvalidPem: It is no such key, or the passphrase is wrong. The message quotes neither.
+        """
+        problem = "no PEM private key that this passphrase opens"
+        try:
+            key = load_pem_private_key(pem, password=passphrase.encode())
+            if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+                return cls(key)
+            problem = f"a private key of an unsupported kind: {describe_key(key.public_key())}"
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            pass
+        raise InvalidPem(
+            "private key cannot be read", where=where, observed=problem, expected="an ECDSA or RSA key"
+        ) from None
+
     @property
     def public_key(self) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
         """The public half."""
@@ -105,6 +126,10 @@ class PrivateKey:
         """Sign a certificate with SHA-256, the only hash every supported mesh accepts (healthcheck's crypto rules)."""
         return builder.sign(self._key, hashes.SHA256())
 
+    def sign_request(self, builder: x509.CertificateSigningRequestBuilder) -> x509.CertificateSigningRequest:
+        """Sign a request for this key, which proves that whoever asks has it. With SHA-256, as `sign`."""
+        return builder.sign(self._key, hashes.SHA256())
+
     def pem(self) -> bytes:
         """The key itself, unencrypted: the one way out.
 
@@ -112,6 +137,11 @@ class PrivateKey:
         version reads. Ends with a newline.
         """
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+    def sealed_pem(self, passphrase: str) -> bytes:
+        """The key encrypted under a passphrase: PKCS#8 (`ENCRYPTED PRIVATE KEY`, RFC 5958), which OpenSSL reads too."""
+        sealing = BestAvailableEncryption(passphrase.encode())
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, sealing)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PrivateKey) and self.spki_sha256 == other.spki_sha256

@@ -23,6 +23,8 @@ from capstan.pki.keys import KeyAlgorithm, PrivateKey
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
 # Kubernetes calls a node skewed from 5 min 10 s on (Linkerd's check `no clock skew detected`): a certificate made
 # now must already be valid on the slowest clock that is still called healthy.
 BACKDATE = timedelta(minutes=6)
@@ -145,7 +147,7 @@ def mint_root(
     name = _common_name(policy.name(generation))
     start, end = _validity(now, policy.validity, policy.backdate)
     ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key)
-    builder = _builder(name, name, key, start, end, serial)
+    builder = _builder(name, name, key.public_key, start, end, serial)
     builder = _as_ca(builder, policy.path_length, ski, ski)
     return Minted(Certificate(key.sign(builder)), key)
 
@@ -159,17 +161,36 @@ def mint_issuer(
         InvalidInput: The policy cannot be met; above all when the issuer would outlive its root.
         InvalidCertificate: `root` cannot issue it (no CA, no room for the path length).
     """
+    key = key or PrivateKey.generate(policy.algorithm)
+    subject = _common_name(policy.common_name)
+    return Minted(certify_issuer(policy, subject, key.public_key, root, now, serial=serial), key)
+
+
+def certify_issuer(
+    policy: IssuerPolicy,
+    subject: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    root: Minted,
+    now: datetime,
+    *,
+    serial: int | None = None,
+) -> Certificate:
+    """Certify a key that stays where it was made as an issuing CA under `root`.
+
+    Args:
+        policy: Validity, path length and backdate count; name and algorithm are the request's.
+        subject: Taken as it is, ASN.1 string types included.
+
+    Raises:
+        InvalidInput, InvalidCertificate: As `mint_issuer`.
+    """
     parent = root.certificate
     _may_issue(parent, policy.path_length)
-    key = key or PrivateKey.generate(policy.algorithm)
     start, end = _validity(now, policy.validity, policy.backdate)
     _within(parent, end)
-    ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key)
-    builder = _builder(
-        _common_name(policy.common_name), parent.raw.subject, key, max(start, parent.not_before), end, serial
-    )
-    builder = _as_ca(builder, policy.path_length, ski, _identifier_of(parent))
-    return Minted(Certificate(root.key.sign(builder)), key)
+    ski = x509.SubjectKeyIdentifier.from_public_key(public_key)
+    builder = _builder(subject, parent.raw.subject, public_key, max(start, parent.not_before), end, serial)
+    return Certificate(root.key.sign(_as_ca(builder, policy.path_length, ski, _identifier_of(parent))))
 
 
 def mint_leaf(
@@ -196,7 +217,7 @@ def mint_leaf(
     _within(parent, end)
     # A name above 64 characters (long service accounts) stands in the SAN alone, which is the one that counts.
     subject = _common_name(dns_name) if len(dns_name) <= _MAX_COMMON_NAME else x509.Name([])
-    builder = _builder(subject, parent.raw.subject, key, max(start, parent.not_before), end, serial)
+    builder = _builder(subject, parent.raw.subject, key.public_key, max(start, parent.not_before), end, serial)
     builder = (
         builder.add_extension(
             x509.SubjectAlternativeName([x509.DNSName(dns_name)]), critical=len(dns_name) > _MAX_COMMON_NAME
@@ -257,13 +278,18 @@ def _identifier_of(parent: Certificate) -> x509.SubjectKeyIdentifier:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PrivateKey, start: datetime, end: datetime, serial: int | None
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    start: datetime,
+    end: datetime,
+    serial: int | None,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key)
+        .public_key(public_key)
         .serial_number(serial if serial is not None else x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(end)
