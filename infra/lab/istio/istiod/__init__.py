@@ -1,0 +1,1 @@
+"""The lab's istiod: its certificate authority and what it distributes, by the rules of each version."""
