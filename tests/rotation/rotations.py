@@ -39,6 +39,7 @@ class Rotations:
         if not self._absent(RECORDS):
             self.lab.call("DELETE", RECORDS)
         wait_for(lambda: self._absent(RECORDS), "the earlier records to go")
+        assert self._absent(f"{RECORDS}/configmaps/capstan-rotation-linkerd"), "a record outlived its namespace"
         self.old = {root for pod in self.lab.pods() for root in pod["roots"]}
         assert len(self.old) == 1, "the lab does not begin with one root"
         self.lab.reset_prober()
