@@ -23,6 +23,7 @@ app.command("capstan.cli.plan:plan", help="Show what a rotation would do from he
 app.command("capstan.cli.rotate:rotate", help="Rotate the trust anchor and the issuer; run again, it goes on.")
 app.command("capstan.cli.rollback:rollback", help="Take a rotation back to what there was before it, from any phase.")
 app.command("capstan.cli.approve:approve", help="Answer a run in Prefect that waits for an approval.")
+app.command("capstan.cli.sign:sign", help="Sign an issuer's request with a root kept offline, or make such a root.")
 app.command("capstan.cli.status:status", help="Show where a rotation is and who is being waited for.")
 app.command("capstan.cli.inventory:app", name="inventory", help="Read and judge a file of trust domains.")
 app.command("capstan.cli.deploy:deploy", help="Bring a file of trust domains to Prefect: deployments and schedules.")
