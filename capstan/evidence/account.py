@@ -77,7 +77,7 @@ class Evidence:
             path: The file; its directory is made if absent.
             signer: Must be the one that began the account.
             rotation: Rotation id; must be the account's.
-            continues: The complete account of this rotation that a new one goes on from.
+            continues: The account of this rotation that a new one goes on from.
             clock: The present, aware UTC. A time before the last entry's is recorded as the last entry's.
 
         Raises:
@@ -210,7 +210,7 @@ class Evidence:
                 "public_key_fingerprint": public_key_fingerprint(key),
             }
             if self._continues is not None:
-                body["continues"] = {"account": self._continues.account, "head": self._continues.head}
+                body["continues"] = self._continues.body()
             self._write(descriptor, OPENED, body)
         if self.finished:
             return

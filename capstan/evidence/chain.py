@@ -61,11 +61,13 @@ class Continues:
 
     Attributes:
         account: Name of its file, in the same directory.
-        head: SHA-256 (hex) of its last line.
+        head: SHA-256 (hex) of its last line; of one that is not complete, of the last line known of it.
+        complete: Whether it had ended. One that had not is on another machine, where its run died.
     """
 
     account: str
     head: str
+    complete: bool = True
 
     @classmethod
     def of(cls, first: Entry, where: str) -> Continues | None:
@@ -80,7 +82,12 @@ class Continues:
         account, head = (value.get("account"), value.get("head")) if isinstance(value, dict) else (None, None)
         if not (isinstance(account, str) and _FILE.fullmatch(account) and isinstance(head, str)):
             raise tampered(where, 1, "an earlier account that is not named properly", "a file name and a head")
-        return cls(account, head)
+        return cls(account, head, value.get("complete", True) is not False)
+
+    def body(self) -> dict[str, Any]:
+        """As the first entry of the further account says it."""
+        said: dict[str, Any] = {"account": self.account, "head": self.head}
+        return said if self.complete else {**said, "complete": False}
 
 
 def canonical(value: object) -> bytes:

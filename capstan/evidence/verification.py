@@ -92,14 +92,18 @@ def _verify(path: Path, public_key: Ed25519PublicKey | None, head: str | None, m
 
 
 def _before(path: Path, chain: Chain, met: frozenset[str], given: Ed25519PublicKey | None) -> Report | None:
-    """The account that this one goes on from: by the same key, of the same rotation, complete, with the head named."""
+    """The account that this one goes on from: by the same key, of the same rotation, complete, with the head named.
+
+    One that broke off on another machine may have lines after the head named: that was noted at its last phase.
+    """
     named = Continues.of(chain.entries[0], str(path))
     if named is None:
         return None
     if named.account in met:  # only a made-up account does, but it must not keep us for ever
         raise tampered(str(path), 1, f"it goes on from {named.account}, which goes on from it", "an earlier account")
     try:
-        before = _verify(path.with_name(named.account), chain.public_key, None, met | {named.account})
+        head = None if named.complete else named.head
+        before = _verify(path.with_name(named.account), chain.public_key, head, met | {named.account})
         before = replace(before, key_confirmed=given is not None)
     except NotFound as error:
         raise NotFound(
@@ -109,12 +113,14 @@ def _before(path: Path, chain: Chain, met: frozenset[str], given: Ed25519PublicK
             expected=f"the account with head {named.head}",
             next_command="put both into one directory, and verify again",
         ) from error
-    if (before.head, before.finished, before.rotation) != (named.head, True, chain.entries[0].rotation):
+    expected = (named.head, True) if named.complete else (before.head, False)
+    if (before.head, before.finished, before.rotation) != (*expected, chain.entries[0].rotation):
         raise tampered(
             str(path),
             1,
             f"it goes on from {named.account}, which is of rotation {before.rotation} and has head {before.head}",
-            f"a complete account of rotation {chain.entries[0].rotation} with head {named.head}",
+            f"{'a complete' if named.complete else 'an unfinished'} account of rotation {chain.entries[0].rotation} "
+            f"with head {named.head}",
         )
     return before
 

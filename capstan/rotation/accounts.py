@@ -1,4 +1,8 @@
-"""Which file the account of a rotation is in: the first, or a further one if it was rolled back after its end."""
+"""Which file the account of a rotation is in: the first, or a further one.
+
+There is a further one where a rotation was rolled back after its end, and where it goes on on another machine: an
+account is a file of the machine that writes it. Put side by side they verify as one.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
 # Names of notes in the rotation record.
 EVIDENCE_HEAD: Final = "evidence-head"  # SHA-256 of the account's last line, as of the last phase left
 _PART: Final = "evidence-part"  # number of the account that is being written; absent means 1
-_BEFORE: Final = "evidence-before"  # head of the complete account before it
+_BEFORE: Final = "evidence-before"  # head of the account before it
+_BROKE_OFF: Final = "evidence-before-broke-off"  # present where that account is not complete
 
 
 def account_path(domain: TrustDomain, rotation: str, part: int = 1) -> Path:
@@ -39,7 +44,7 @@ def open_account(
     continues = None
     if part > 1:
         before = account_path(domain, record.rotation_id, part - 1)
-        continues = Continues(before.name, record.notes[_BEFORE])
+        continues = Continues(before.name, record.notes[_BEFORE], complete=_BROKE_OFF not in record.notes)
     return Evidence.open(
         account_path(domain, record.rotation_id, part), signer, record.rotation_id, continues=continues, clock=clock
     )
@@ -47,6 +52,21 @@ def open_account(
 
 def reopened(record: RotationRecord) -> dict[str, str]:
     """The notes of a finished record with which it goes on, in a further account."""
+    return {k: v for k, v in _further(record).items() if k != _BROKE_OFF}
+
+
+def moved(domain: TrustDomain, record: RotationRecord) -> dict[str, str] | None:
+    """The notes of an unfinished record with which it goes on here; None where its account is here already.
+
+    An account that no phase has been left with is not known of: then there is none to go on from.
+    """
+    here = account_path(domain, record.rotation_id, _part(record)).exists()
+    if here or record.finished is not None or EVIDENCE_HEAD not in record.notes:
+        return None
+    return {**_further(record), _BROKE_OFF: "yes"}
+
+
+def _further(record: RotationRecord) -> dict[str, str]:
     return {**record.notes, _PART: str(_part(record) + 1), _BEFORE: record.notes[EVIDENCE_HEAD]}
 
 

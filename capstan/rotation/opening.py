@@ -15,7 +15,7 @@ from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, St
 from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
-from capstan.rotation.accounts import EVIDENCE_HEAD, open_account
+from capstan.rotation.accounts import EVIDENCE_HEAD, moved, open_account
 from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
 from capstan.rotation.session import OLD_ROOTS, Rotation
 from capstan.systems.base import observe_domain
@@ -69,7 +69,12 @@ def open_rotation(
         with audited_step("begin"):
             record, resumed = _begin(domain, rotation, systems, stores, now, owner, take_over=take_over)
         vault = open_vault(domain.vault_url())
-        evidence = open_account(domain, record, signer_from_vault(vault), now)
+        notes = moved(domain, record)  # the file first, then the note of it: killed in between, the file is found
+        evidence = open_account(
+            domain, record.model_copy(update={"notes": notes or record.notes}), signer_from_vault(vault), now
+        )
+        for store in stores.values() if notes else ():
+            store.update(lambda record: record.model_copy(update={"notes": {**record.notes, **(notes or {})}}))
         session = Rotation(
             domain,
             record.rotation_id,

@@ -9,12 +9,12 @@ import pytest
 
 from capstan.cluster.record import RotationRecord
 from capstan.config import TrustDomain
-from capstan.errors import GateRefused
+from capstan.errors import EvidenceTampered, GateRefused, NotFound
 from capstan.evidence import verify
 from capstan.evidence.signer import Signer, mint_signing_key
 from capstan.pki.bundle import Bundle
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
-from capstan.rotation.accounts import account_path, open_account, reopened
+from capstan.rotation.accounts import account_path, moved, open_account, reopened
 from capstan.rotation.material import Target, back_up_issuer, issuer_material, minted_before
 from capstan.rotation.turning import REJECTED, aims, before, rejected
 from capstan.systems.base import IssuerMaterial
@@ -192,3 +192,29 @@ def test_a_finished_record_goes_on_in_an_account_of_its_own_that_names_the_one_b
     assert (report.outcome, report.continues.outcome, report.continues.continues.outcome) == (
         None, "rolled back", "completed",
     )  # fmt: skip
+
+
+def test_an_account_that_is_on_another_machine_is_gone_on_from_and_both_verify_side_by_side(tmp_path: Path) -> None:
+    signer = Signer(mint_signing_key())
+    here, there = (TrustDomain(name="mesh", home=str(tmp_path / name)) for name in ("here", "there"))
+    first = open_account(there, record(), signer, lambda: NOW)
+    known = record(notes={"evidence-head": first.append("phase-left", {"phase": "prepare"}).digest})
+    first.append("died", {})  # what was written after the head was noted is no tampering
+    assert moved(there, known) is None
+    assert moved(here, record()) is None  # nothing is known of an account that no phase was left with
+    notes = moved(here, known)
+    assert notes is not None
+    second = open_account(here, record(notes=notes), signer, lambda: NOW)
+    second.finish("completed")
+    assert moved(here, record(notes=notes)) is None
+    with pytest.raises(NotFound, match="is not beside it"):
+        verify(second.path)
+    (second.path.parent / first.path.name).write_bytes(first.path.read_bytes())
+    report = verify(second.path)
+    assert report.continues is not None
+    assert (report.finished, report.continues.finished) == (True, False)
+    # Without the line that was known, the first one is not the account that this one goes on from.
+    lines = first.path.read_bytes().splitlines(keepends=True)
+    (second.path.parent / first.path.name).write_bytes(lines[0])
+    with pytest.raises(EvidenceTampered):
+        verify(second.path)
