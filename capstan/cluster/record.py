@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
 NAMESPACE: Final = "capstan-system"
 KEY: Final = "record.json"
-SCHEMA_VERSION: Final = 2
-READABLE: Final = frozenset({1, SCHEMA_VERSION})  # 2 only adds fields to 1
+SCHEMA_VERSION: Final = 3
+READABLE: Final = frozenset({1, 2, SCHEMA_VERSION})  # 2 only adds fields to 1, and 3 `kind` to 2
 LOG_LENGTH: Final = 400  # entries; some 100 bytes each, far below a ConfigMap's 1 MiB
 WRITE_ATTEMPTS: Final = 8
 BUDGET: Final = 5  # restarts of a crashed run between two phases
+
+
+Kind = Literal["anchor", "issuer", "re-date"]
+"""What a rotation gives a trust domain: another root and other issuers; other issuers under the same root; or the same
+root with another period of validity."""
 
 
 class _Frozen(BaseModel):
@@ -109,8 +114,10 @@ class RotationRecord(_Frozen):
     Attributes:
         rotation_id: Names the rotation; new material is minted once per id.
         system: `linkerd`, `istio` ...
+        kind: What is rotated; `anchor` in records of schema versions 1 and 2.
         old: Fingerprints of the roots to be turned away from.
-        new: Fingerprint of the new root; empty before it is minted.
+        new: Fingerprint of the new root; empty before it is minted. Of a rotation of the issuers alone: the root that
+            they are under, which stays; empty before they are minted.
         issuer: Fingerprint of the new issuer; empty before it is minted.
         generation: Generation number in the new root's common name.
         vault: References to material in the vault (name -> version or path).
@@ -126,12 +133,15 @@ class RotationRecord(_Frozen):
         turn: 1, and one more at each change of direction: approvals and restarts of an earlier turn do not count.
         asked: Gate -> the request for approval last made for it.
         claim: The durable run this rotation belongs to; None while none does.
+        issuers: Cluster -> fingerprint of its new issuer; empty before they are minted, or in an older schema.
+        issuers_before: Cluster -> fingerprint of the issuer it had when the rotation began; empty in an older schema.
     """
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     rotation_id: str
     domain: str
     system: str
+    kind: Kind = "anchor"
     started: datetime
     old: frozenset[str] = frozenset()
     new: str = ""
@@ -150,6 +160,8 @@ class RotationRecord(_Frozen):
     turn: int = 1
     asked: dict[str, Asked] = Field(default_factory=dict)
     claim: Claim | None = None
+    issuers: dict[str, str] = Field(default_factory=dict)
+    issuers_before: dict[str, str] = Field(default_factory=dict)
 
     @field_serializer("old")
     def _in_order(self, old: frozenset[str]) -> list[str]:

@@ -79,7 +79,7 @@ def test_a_lost_race_is_read_again_and_nobodys_change_is_lost(cluster, domain):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no json", "[]", '{"schema_version": 2}', '{"schema_version": 3}', '{"schema_version": 1}']
+    "text", ["", "no json", "[]", *(f'{{"schema_version": {number}}}' for number in (1, 2, 3, 4))]
 )
 def test_a_record_that_is_not_ours_is_refused_and_not_guessed(cluster, domain, text):
     store = RecordStore(cluster, domain)
@@ -105,19 +105,26 @@ def test_the_log_keeps_its_newest_entries_only():
     assert (len(record.log), record.log[-1].text) == (400, "499")
 
 
-def test_a_record_of_the_schema_before_this_one_is_read(cluster, domain):
+IN_3 = ("kind", "issuers", "issuers_before")
+
+
+@pytest.mark.parametrize(
+    ("version", "added_since"), [(1, ("direction", "turn", "asked", "claim", *IN_3)), (2, IN_3)], ids=["1", "2"]
+)
+def test_a_record_of_a_schema_before_this_one_is_read(cluster, domain, version, added_since):
     store = RecordStore(cluster, domain)
     store.begin(new_record(domain))
     raw = json.loads(cluster.get(CONFIG_MAPS, record_name(domain), NAMESPACE)["data"][KEY])
-    for added in ("direction", "turn", "asked", "claim"):
+    for added in added_since:
         del raw[added]
-    text = json.dumps(raw | {"schema_version": 1})
+    text = json.dumps(raw | {"schema_version": version})
     cluster.patch(CONFIG_MAPS, record_name(domain), {"data": {KEY: text}}, NAMESPACE)
     read = store.load()
     assert (read.direction, read.turn, read.asked, read.claim) == ("forward", 1, {}, None)
+    assert (read.kind, read.issuers, read.issuers_before) == ("anchor", {}, {})
     store.update(lambda record: record.model_copy(update={"new": "ff"}))
     written = json.loads(cluster.get(CONFIG_MAPS, record_name(domain), NAMESPACE)["data"][KEY])
-    assert written["schema_version"] == 2
+    assert written["schema_version"] == 3
 
 
 def test_only_one_holds_the_lease_and_the_other_learns_who(cluster, domain):
