@@ -49,6 +49,7 @@ STATES = {
 }
 FLOW, WORKER, WORKER_AND_FLOW, SERVER = "flow", "worker", "worker + flow", "server"
 SERVER_AND_WORKER, API_SERVER, KEY_VAULT = "server + worker", "API server", "Key Vault"
+MACHINE = "machine"
 
 # Shorter than what the mesh bears (conftest.py, LEAF_SECONDS).
 OUTAGE_SECONDS = 4.0
@@ -199,6 +200,14 @@ class Chain:
                 assert state == "Running", state
                 deployed.kill_worker_and_flow(self.run)
                 release()
+                deployed.start_worker()
+            case "machine":
+                # It dies with all that runs on it, and the next worker is on another one: nothing on disk is there.
+                deployed.kill_worker()
+                if deployed.flow_processes(self.run):
+                    deployed.kill_flow_process(self.run)
+                release()
+                deployed.worker_environment["CAPSTAN_HOME"] = str(self.mesh.machines[len(self.done)])
                 deployed.start_worker()
             case "server":
                 deployed.kill_server()

@@ -40,6 +40,7 @@ class Mesh:
         home: Its evidence, and its vault unless `vault` names another one.
         vault: URL.
         vault_environment: What opening the vault needs in the environment.
+        machines: Homes of the machines it is rotated from, where each has its own; their accounts belong side by side.
     """
 
     lab: RunningLab
@@ -48,13 +49,14 @@ class Mesh:
     vault_environment: Mapping[str, str] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
     old: set[str] = field(default_factory=set)
+    machines: list[Path] = field(default_factory=list)
 
     def parameter(self) -> dict[str, Any]:
         """The flow parameter `domain`."""
         return {
             "name": DOMAIN,
             "clusters": [{"name": "cluster", "kubeconfig": str(self.lab.kubeconfig)}],
-            "home": str(self.home),
+            "home": "" if self.machines else str(self.home),
             "vault": self.vault,
             "policy": {"leave_process_after": LEAVE_AFTER, "issuer_validity": "P425D", **self.policy},
         }
@@ -109,7 +111,12 @@ class Mesh:
         held = {f"{pod['namespace']}/{pod['pod']}": pod["roots"] for pod in self.lab.pods() if not pod["stopping"]}
         assert set(map(tuple, held.values())) == {(root.fingerprint,)}, held
         # 3. The account verifies against the record, is complete, and holds each approval once.
-        account = self.home / "evidence" / f"{DOMAIN}-{record['rotation_id']}.jsonl"
+        for file in [file for machine in self.machines for file in (machine / "evidence").iterdir()]:
+            (self.home / "evidence").mkdir(parents=True, exist_ok=True)
+            (self.home / "evidence" / file.name).write_bytes(file.read_bytes())
+        accounts = sorted((self.home / "evidence").glob(f"{DOMAIN}-{record['rotation_id']}*.jsonl"), key=_part)
+        assert len(accounts) == max(1, len(self.machines)), accounts
+        account = accounts[-1]
         head = record["notes"]["evidence-head"]
         verified = subprocess.run(
             [sys.executable, "-m", "capstan.cli", "evidence", "verify", account, "--head", head, "-o", "json"],
@@ -117,7 +124,7 @@ class Mesh:
         )  # fmt: skip
         assert verified.returncode == 0, verified.stderr
         assert json.loads(verified.stdout)["finished"] is True
-        entries = [json.loads(line) for line in account.read_text().splitlines()]
+        entries = [json.loads(line) for each in accounts for line in each.read_text().splitlines()]
         noted = [(entry["body"]["gate"], entry["body"]["by"]) for entry in entries if entry["kind"] == "approval"]
         assert noted == approvals
         # 4. Nobody lost a connection.
@@ -142,6 +149,10 @@ class Mesh:
                 raise
             return True
         return False
+
+
+def _part(account: Path) -> int:
+    return int(account.name.removesuffix(".jsonl").rpartition(".")[2]) if account.name.count(".") > 1 else 1
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:

@@ -15,6 +15,7 @@ from tests.deployed.chains import (
     API_SERVER,
     FLOW,
     KEY_VAULT,
+    MACHINE,
     SERVER,
     SERVER_AND_WORKER,
     STATES,
@@ -138,3 +139,25 @@ def test_killed_at_each_of_these_points_the_rotation_ends_whole_and_nobody_is_as
         rotation.rotate()
         assert {cell for cell, _ in rotation.done} == set(kills)
         rotation.require_nothing_lost()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_rotation_goes_on_on_another_machine_and_the_accounts_of_all_verify_side_by_side(
+    lab: RunningLab, tmp_path: Path
+) -> None:
+    kills = [Cell(MACHINE, "trust restart"), Cell(MACHINE, "waiting")]
+    with KeyVaultProcess(tmp_path / "vault") as vault:
+        machines = [tmp_path / f"machine-{number}" for number in (1, 2, 3)]
+        mesh = Mesh(
+            lab, tmp_path / "collected", vault=vault.url, vault_environment=vault.environment, machines=machines
+        )
+        mesh.forget_earlier()
+        halts = Halts(tmp_path / "halts")
+        environment = {**halts.environment, **vault.environment, "CAPSTAN_HOME": str(machines[0])}
+        with Deployed(tmp_path / "prefect", environment=environment) as deployed:
+            inventory = mesh.inventory(tmp_path / "inventory.yaml", defaults={"job_variables": JOB_VARIABLES})
+            deployed.deploy_inventory(inventory)
+            rotation = Chain(deployed, mesh, halts, kills, vault)
+            rotation.rotate()
+            rotation.require_nothing_lost()

@@ -86,7 +86,7 @@ class Deployed:
         self._server_environment = dict(self.client_environment)
         if database_url:
             self._server_environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database_url
-        self._worker_environment = {**self.client_environment, **(environment or {})}
+        self.worker_environment = {**self.client_environment, **(environment or {})}
         self.http = httpx.Client(base_url=f"{self.api_url}/", timeout=60.0)
 
     def __enter__(self) -> Self:
@@ -135,7 +135,7 @@ class Deployed:
         assert self._worker is None, "the worker is running"
         name = f"worker-{uuid.uuid4().hex[:6]}"
         command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", name, "--install-policy", "never"]
-        self._worker = self._spawn(command, self._worker_environment, "worker.log")
+        self._worker = self._spawn(command, self.worker_environment, "worker.log")
 
     def kill_server(self) -> None:
         """SIGKILL, as a power cut."""
