@@ -44,7 +44,13 @@ class PodWorker:
         self._host_network = bool(pod["spec"].get("hostNetwork"))
         self.ip = kubelet.address if self._host_network else kubelet.addresses.take()
         self.directory: Path = kubelet.directory / "pods" / self.uid
-        self.volumes = PodVolumes(self.directory / "volumes", kubelet.directory, self._lookup, kubelet.token_source)
+        self.volumes = PodVolumes(
+            self.directory / "volumes",
+            kubelet.directory,
+            self._lookup,
+            kubelet.token_source,
+            kubelet.programs.drivers,
+        )
         self._started_at = status.timestamp()
         self._sandbox = False
         self._gone = False  # the object no longer exists: nothing may be written any more
@@ -218,6 +224,7 @@ class PodWorker:
         for timer in (self._kill_timer, self._refresh_timer, self._token_timer):
             if timer is not None:
                 timer.cancel()
+        self.kubelet.spawn(self.volumes.unpublish(self.uid))
         self.kubelet.forget(self)
         if not self._host_network:
             self.kubelet.addresses.free(self.ip)

@@ -12,11 +12,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.lab.client import KubeClient
 from infra.lab.kubeconfig import Endpoint
 from infra.lab.kubelet.logs import ContainerLog
+
+if TYPE_CHECKING:
+    from infra.lab.kubelet.csi import CsiDriver
 
 SERVICE_ACCOUNT_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -139,10 +142,15 @@ class _Entry:
 
 
 class Programs:
-    """Which program stands for which image."""
+    """Which program stands for which image, and what else is installed on the nodes.
+
+    Attributes:
+        drivers: CSI drivers by name.
+    """
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
+        self.drivers: dict[str, CsiDriver] = {}
 
     def register(
         self, image_prefix: str, program: Program, *, container: str | None = None, first_arg: str | None = None

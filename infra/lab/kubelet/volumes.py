@@ -1,7 +1,8 @@
 """A pod's volumes as directories on this host, filled and refreshed as a kubelet does.
 
 ConfigMap, Secret, projected and downwardAPI volumes are written atomically (see atomic.py); emptyDir is a plain
-directory that dies with the pod; hostPath and persistentVolumeClaim are directories of the node that outlive it.
+directory that dies with the pod; hostPath and persistentVolumeClaim are directories of the node that outlive it; a csi
+volume is filled by its driver (csi.py).
 Nothing outside the lab's own directory is ever touched.
 """
 
@@ -17,7 +18,10 @@ from infra.lab.kubelet import atomic
 from infra.lab.kubelet.environment import ConfigError, Lookup, data_of, field_value, resource_value
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from infra.lab.kubelet.csi import CsiDriver
 
 JSON = dict[str, Any]
 TokenSource = Callable[[JSON, JSON], Awaitable[tuple[str, float]]]  # (pod, source) -> token, lifetime in seconds
@@ -31,13 +35,23 @@ class PodVolumes:
         node_directory: What stands for the node's disk (hostPath, claims).
         lookup: Finds ConfigMaps and Secrets of the pod's namespace.
         request_token: Asks the API server for a service-account token.
+        drivers: CSI drivers of the node, by name.
     """
 
-    def __init__(self, directory: Path, node_directory: Path, lookup: Lookup, request_token: TokenSource) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        node_directory: Path,
+        lookup: Lookup,
+        request_token: TokenSource,
+        drivers: Mapping[str, CsiDriver],
+    ) -> None:
         self.directory = directory
         self._node = node_directory
         self._lookup = lookup
         self._request_token = request_token
+        self._drivers = drivers
+        self._published: dict[str, CsiDriver] = {}  # by volume name
         self._tokens: dict[str, tuple[str, float]] = {}  # audience/path -> token, when to renew (monotonic)
 
     async def write(self, pod: JSON) -> bool:
@@ -47,12 +61,36 @@ class PodVolumes:
         """
         changed = False
         for volume in pod["spec"].get("volumes") or []:
+            if "csi" in volume:
+                await self._publish(pod, volume)
+                continue
             payload = await self._payload(pod, volume)
             if payload is not None:
                 changed |= atomic.write(self.directory / volume["name"], payload)
             else:
                 self._host_directory(pod, volume).mkdir(parents=True, exist_ok=True)
         return changed
+
+    async def unpublish(self, pod_uid: str) -> None:
+        """Tell the drivers of this pod's csi volumes that it has ended."""
+        while self._published:
+            name, driver = self._published.popitem()
+            await driver.unpublish(pod_uid, name)
+
+    async def _publish(self, pod: JSON, volume: JSON) -> None:
+        """Let the volume's driver fill it, once. Raises ConfigError."""
+        name, driver_name = volume["name"], volume["csi"]["driver"]
+        if name in self._published:
+            return
+        if (driver := self._drivers.get(driver_name)) is None:
+            raise ConfigError(
+                f'volume "{name}" : kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: driver name '
+                f"{driver_name} not found in the list of registered CSI drivers"
+            )
+        target = self.path(pod, name)
+        target.mkdir(parents=True, exist_ok=True)
+        await driver.publish(pod, volume, target)
+        self._published[name] = driver
 
     def path(self, pod: JSON, name: str) -> Path:
         """Where the volume called `name` is on this host. Raises ConfigError when the pod has none of that name."""
