@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from capstan.errors import GateRefused, GateTimedOut, NotYet
 from capstan.pki.clock import require_aware
-from capstan.trust.phase import Goal, Phase, progress, staying
+from capstan.trust.phase import Goal, Phase, progress, staying, stores_behind
 from capstan.trust.safety import Distrust, SwitchIssuer, Unsafe, Verdict, verdict, who_would_break
 
 if TYPE_CHECKING:
@@ -102,6 +102,9 @@ def may_enter(
     ISSUE: that, and every bundle and every live trust store holds new, and switching any issuer breaks nobody.
     DISTRUST: that, and every issuer and every live leaf chains to new, and dropping old breaks nobody.
     DONE: that, and every bundle and every live trust store is exactly {new}, and a leaf of an old root was refused.
+
+    Where live signers can be asked, each of them has to be as far as the bundle and the issuer: one that is behind can
+    still hand old roots to the next proxy that renews, or sign the next old leaf.
 
     Args:
         now: Aware time of judging; an observation older than `max_age` proves nothing.
@@ -211,17 +214,33 @@ class _Gate:
         )
 
     def _bound(self) -> datetime | None:
-        """The end of the last leaf that is not of the new root; nothing bounds the gates before DISTRUST.
+        """The end of the last leaf that has to be renewed first; None where nothing observed bounds the wait.
 
-        A leaf that cannot be read, and one that a not yet switched issuer may still give out, live a whole leaf
-        lifetime from the observation on.
+        DISTRUST waits for leaves of other roots. ISSUE and DONE wait for trust stores: where these come with the leaf
+        (Istio), for the leaves of the peers that are behind; elsewhere they come with a restart, which no leaf bounds.
         """
-        if self.phase is not Phase.DISTRUST or not self.new:
+        if not self.new:
             return None
+        if self.phase is Phase.DISTRUST:
+            return self._last_leaf_of_others()
+        goal = {Phase.ISSUE: Phase.TRUST, Phase.DONE: Phase.DISTRUST}.get(self.phase)
+        if goal is None:
+            return None
+        behind = stores_behind(self.observation, goal, self.old, self.new)
+        return max((peer.leaf.not_after for peer in behind if peer.leaf is not None), default=None)
+
+    def _last_leaf_of_others(self) -> datetime | None:
+        """The end of the last leaf that is not of the new root.
+
+        A leaf that cannot be read, and one that a not yet switched issuer (or signer) may still give out, live a whole
+        leaf lifetime from the observation on.
+        """
         ends = []
         for cluster in self.observation.clusters:
             latest = self.observation.taken_at + timedelta(seconds=cluster.leaf_lifetime)
             if cluster.issuer is None or not cluster.issuer.anchors & self.new:
+                ends.append(latest)
+            if any(signer.issuer is None or not signer.anchors & self.new for signer in cluster.signers):
                 ends.append(latest)
             for peer in cluster.peers:
                 if peer.leaf is None:

@@ -16,7 +16,7 @@ from capstan.trust.observation import Fingerprint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from capstan.trust.observation import Observation, Peer
+    from capstan.trust.observation import Observation, Peer, Signer
 
 
 Goal: TypeAlias = Fingerprint | frozenset[Fingerprint] | None
@@ -97,6 +97,22 @@ def progress(observation: Observation, phase: Phase, old: frozenset[Fingerprint]
     return Progress(phase, len(peers) - len(behind), len(peers), waiting)
 
 
+def stores_behind(observation: Observation, phase: Phase, old: frozenset[Fingerprint], new: Goal) -> tuple[Peer, ...]:
+    """Peers whose trust store has not reached the goal of TRUST or DISTRUST, and comes anew with their next leaf.
+
+    Their leaves' ends bound the wait; those of clusters where a trust store comes with a restart are not among them.
+    """
+    stay = staying(new)
+    needed = needed_roots(observation, old, stay)
+    return tuple(
+        peer
+        for cluster in observation.clusters
+        if cluster.roots_with_leaf
+        for peer in cluster.peers
+        if _peer_behind(peer, phase, needed, stay)
+    )
+
+
 def needed_roots(observation: Observation, old: frozenset[Fingerprint], new: Goal) -> frozenset[Fingerprint]:
     """Roots that every trust store must hold before the issuer may be switched: new, and each old one still in use.
 
@@ -117,6 +133,8 @@ def needed_roots(observation: Observation, old: frozenset[Fingerprint], new: Goa
 def _chains(observation: Observation) -> Iterator[frozenset[Fingerprint] | None]:
     for cluster in observation.clusters:
         yield cluster.issuer.anchors if cluster.issuer else None
+        for signer in cluster.signers:
+            yield signer.anchors if signer.issuer else None
         for peer in cluster.peers:
             yield peer.leaf.anchors if peer.leaf else None
 
@@ -132,6 +150,8 @@ def _introduced(observation: Observation, stay: frozenset[Fingerprint]) -> bool:
         if any(stay & roots for roots in places):
             return True
         if cluster.issuer and stay & cluster.issuer.anchors:
+            return True
+        if any(stay & (signer.anchors | (signer.roots or frozenset())) for signer in cluster.signers):
             return True
     return any(
         (peer.trusts is not None and stay & peer.trusts) or (peer.leaf is not None and stay & peer.leaf.anchors)
@@ -152,6 +172,26 @@ def _places_behind(
             yield f"{cluster.name}: issuer " + (
                 "cannot be read" if cluster.issuer is None else f"does not chain to {_short(stay)}"
             )
+        if cluster.roots_with_leaf and not cluster.signers:
+            yield f"{cluster.name}: no live process that signs leaves was found"
+        for signer in cluster.signers:
+            if why := _signer_behind(signer, phase, needed, stay):
+                yield f"{cluster.name}: {signer.name} {why}"
+
+
+def _signer_behind(signer: Signer, phase: Phase, needed: frozenset[Fingerprint], stay: frozenset[Fingerprint]) -> str:
+    """Why a live signer has not reached the phase's goal: what it hands out next is what the next proxy holds."""
+    unread = f"cannot be read ({signer.unreadable or 'no reason given'})"
+    if phase is Phase.ISSUE:
+        if signer.issuer is None:
+            return unread
+        return "" if signer.anchors & stay else f"signs with an issuer that does not chain to {_short(stay)}"
+    if signer.roots is None:
+        return unread
+    if phase is Phase.TRUST:
+        missing = needed - signer.roots
+        return f"does not hand out {_short(missing)}" if missing else ""
+    return "" if signer.roots == stay else f"hands out {_short(signer.roots)}"
 
 
 def _peer_behind(peer: Peer, phase: Phase, needed: frozenset[Fingerprint], stay: frozenset[Fingerprint]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from capstan.errors import InvalidInput
 from capstan.trust.phase import Goal, Phase, derive_phase, staying
@@ -35,6 +35,7 @@ class Plan:
     Attributes:
         old: The roots that are to go.
         stays: The roots that are to stay; empty while the new one is not minted, several on a way back to several.
+        kind: `anchor`; or `issuer` for a rotation of the issuers alone, whose `old` and `stays` are issuers.
     """
 
     steps: tuple[Step, ...]
@@ -44,6 +45,7 @@ class Plan:
     policy: Policy
     verdict: Verdict
     domain: tuple[dict[str, Any], ...]
+    kind: Literal["anchor", "issuer"] = "anchor"
 
     @property
     def new(self) -> Fingerprint | None:
@@ -98,6 +100,7 @@ class Plan:
     def _decided_on(self) -> dict[str, Any]:
         return {
             "schemaVersion": SCHEMA_VERSION,
+            **({} if self.kind == "anchor" else {"kind": self.kind}),
             "old": sorted(self.old),
             "new": sorted(self.stays) if len(self.stays) > 1 else self.new,
             "clusters": list(self.domain),
@@ -129,6 +132,7 @@ def plan(
     policy: Policy | None = None,
     *,
     back: bool = False,
+    turned: bool = False,
 ) -> Plan:
     """Plan a rotation from `old` roots to `new`, from whatever state the domain is in.
 
@@ -136,6 +140,7 @@ def plan(
         old: The roots that are to go. Any of `new` in it is ignored.
         new: The root that is to stay; on a way back, the several there were. None while it is still to be minted.
         back: This is a way back, approved as a whole: its steps are told as such, and nothing is minted for it.
+        turned: The rotation was turned round before: what is seen of a signer may be what it had then.
 
     Raises:
         InvalidInput: No cluster was observed, two of them share a name, or nothing is to go.
@@ -151,7 +156,7 @@ def plan(
             expected="at least one old root, at least one cluster, each of its own name",
         )
     return Plan(
-        steps=Planner(observation, old, stays, policy, back=back).steps(),
+        steps=Planner(observation, old, stays, policy, back=back, turned=turned).steps(),
         phase=derive_phase(observation, old, stays),
         old=old,
         stays=stays,

@@ -60,9 +60,12 @@ class Planner:
         policy: Policy,
         *,
         back: bool = False,
+        turned: bool = False,
     ) -> None:
         self.observation = observation
         self.back = back
+        self.turned = turned or back
+        self.renewing = all(cluster.roots_with_leaf for cluster in observation.clusters)
         self.words = _BACK if back else _FORWARD
         self.policy = policy
         self.only = staying(new)
@@ -82,13 +85,11 @@ class Planner:
                 "nothing to reverse", self.trust_open,
             ),
         ]  # fmt: skip
-        control_plane, data_plane = self.restarts(Phase.ISSUE, say.from_issue, self.may_sign_old)
         issue = [
             self.step(
                 StepKind.SWITCH_ISSUER, Phase.ISSUE, f"every issuer := {say.stays}", say.from_issue, self.issues_old
             ),
-            control_plane,
-            *((data_plane,) if self.policy.renewal is LeafRenewal.RESTART else ()),
+            *self.restarts(Phase.ISSUE, say.from_issue, self.may_sign_old),
             self.step(
                 StepKind.AWAIT_LEAVES, Phase.ISSUE, f"nothing; waits until every live leaf chains to {say.stays}",
                 "nothing to reverse", self.issue_open,
@@ -140,17 +141,29 @@ class Planner:
     def restarts(
         self, phase: Phase, reversible: str, behind: Callable[[ClusterObservation, Role], bool]
     ) -> tuple[Step, ...]:
-        """Control plane first: it must be able to serve what the restarted workloads will ask of it."""
-        return (
+        """Control plane first: it must be able to serve what the workloads will ask of it.
+
+        Workloads are restarted where only that gives them what the phase is about (Linkerd's trust stores), and where
+        the policy does not wait for their leaves to renew by themselves.
+        """
+        by_restart = self.policy.renewal is LeafRenewal.RESTART or (phase is not Phase.ISSUE and not self.renewing)
+        control_plane = "control-plane pods start anew"
+        if self.renewing:
+            control_plane = "every replica of the control plane takes it over; started anew where it cannot do so live"
+        steps = [
             self.step(
-                StepKind.RESTART_CONTROL_PLANE, phase, "control-plane pods start anew", reversible,
-                lambda cluster: behind(cluster, Role.CONTROL_PLANE),
-            ),
-            self.step(
-                StepKind.RESTART_DATA_PLANE, phase, "meshed workloads start anew", reversible,
-                lambda cluster: behind(cluster, Role.WORKLOAD),
-            ),
-        )  # fmt: skip
+                StepKind.RESTART_CONTROL_PLANE, phase, control_plane, reversible,
+                lambda cluster: behind(cluster, Role.CONTROL_PLANE) or self.replicas_behind(cluster, phase),
+            )
+        ]  # fmt: skip
+        if by_restart:
+            steps.append(
+                self.step(
+                    StepKind.RESTART_DATA_PLANE, phase, "meshed workloads start anew", reversible,
+                    lambda cluster: behind(cluster, Role.WORKLOAD),
+                )
+            )  # fmt: skip
+        return tuple(steps)
 
     def step(
         self,
@@ -194,10 +207,30 @@ class Planner:
 
         Leaves prove what it had when it signed them, not what it has now. So the control plane is restarted after
         every switch, and no observation makes that restart superfluous until the bundle no longer holds an old root.
+        Signers that can be asked one by one are judged by their answers (`replicas_behind`).
         """
         if role is Role.CONTROL_PLANE:
-            return cluster.bundle != self.only
+            return not cluster.roots_with_leaf and cluster.bundle != self.only
         return self.presents_old(cluster, role)
+
+    def replicas_behind(self, cluster: ClusterObservation, phase: Phase) -> bool:
+        """Whether some replica of a control plane that can be asked does not hand out, or sign with, what it should.
+
+        Once a rotation was turned round, an answer may be out of date in a way that cannot be seen: bundle and issuer
+        go back to values that they had before, and what was written in between may still be on its way to the replica.
+        Then every replica is started anew in each phase, with nothing on its way any more.
+        """
+        if not cluster.roots_with_leaf:
+            return False
+        if not self.only or not cluster.signers or (self.turned and cluster.bundle != self.only):
+            return True
+        match phase:
+            case Phase.TRUST:
+                return any(signer.roots is None or not self.needed <= signer.roots for signer in cluster.signers)
+            case Phase.ISSUE:
+                return any(signer.issuer is None or not signer.anchors & self.only for signer in cluster.signers)
+            case _:
+                return any(signer.roots != self.only for signer in cluster.signers)
 
     def presents_old(self, cluster: ClusterObservation, role: Role) -> bool:
         return any(
@@ -205,13 +238,16 @@ class Planner:
         )
 
     def trust_open(self, cluster: ClusterObservation) -> bool:
-        return self.lacks_roots(cluster) or any(self.distrusts_needed(cluster, role) for role in Role)
+        behind = self.lacks_roots(cluster) or any(self.distrusts_needed(cluster, role) for role in Role)
+        return behind or self.replicas_behind(cluster, Phase.TRUST)
 
     def issue_open(self, cluster: ClusterObservation) -> bool:
-        return self.issues_old(cluster) or any(self.presents_old(cluster, role) for role in Role)
+        behind = self.issues_old(cluster) or any(self.presents_old(cluster, role) for role in Role)
+        return behind or self.replicas_behind(cluster, Phase.ISSUE)
 
     def distrust_open(self, cluster: ClusterObservation) -> bool:
-        return self.bundles_differ(cluster) or any(self.trusts_more(cluster, role) for role in Role)
+        behind = self.bundles_differ(cluster) or any(self.trusts_more(cluster, role) for role in Role)
+        return behind or self.replicas_behind(cluster, Phase.DISTRUST)
 
 
 def places(cluster: ClusterObservation) -> tuple[frozenset[Fingerprint], ...]:

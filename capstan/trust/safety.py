@@ -7,6 +7,9 @@ bundle. So the verdict is over two sets:
     believers   the trust store of every live peer, and the bundle of every cluster (the pod that starts next)
     chains      the leaf of every live peer, and the issuer of every cluster (the leaf that is renewed next)
 
+Where the processes that sign leaves can be asked one by one (Istio), each of them takes bundle and issuer at its own
+time: the roots it hands out are a believer more, and the issuer it signs with is a chain more.
+
 Safe means that every believer shares a root with every chain. A Safe observation stays safe under any restart and any
 renewal, because either only moves a peer to a believer and a chain that were in the sets already.
 
@@ -121,6 +124,14 @@ def verdict(observation: Observation) -> Verdict:
             unreadable.append((f"{cluster.name}: issuer", "not read"))
         else:
             chains[cluster.issuer.anchors].append(f"{cluster.name}: a leaf renewed now")
+        for signer in cluster.signers:
+            name = f"{cluster.name}: {signer.name}"
+            if signer.issuer is None or signer.roots is None:
+                unreadable.append((name, signer.unreadable or "not read"))
+            if signer.issuer is not None:
+                chains[signer.anchors].append(f"{name}, a leaf it signs now")
+            if signer.roots is not None:
+                believers[signer.roots].append(f"{name}, a proxy it signs for now")
         for peer in cluster.peers:
             if peer.trusts is None or peer.leaf is None:
                 unreadable.append((peer.name, peer.unreadable or "not read"))
@@ -228,7 +239,11 @@ def _cluster_after(cluster: ClusterObservation, action: Action, observation: Obs
             peers = tuple(
                 peer if peer.trusts is None else replace(peer, trusts=peer.trusts - roots) for peer in cluster.peers
             )
-            return replace(cluster, bundle=cluster.bundle - roots, peers=peers)
+            signers = tuple(
+                signer if signer.roots is None else replace(signer, roots=signer.roots - roots)
+                for signer in cluster.signers
+            )
+            return replace(cluster, bundle=cluster.bundle - roots, peers=peers, signers=signers)
         case _:
             return cluster
 
