@@ -126,7 +126,8 @@ class Mesh:
         assert json.loads(verified.stdout)["finished"] is True
         entries = [json.loads(line) for each in accounts for line in each.read_text().splitlines()]
         noted = [(entry["body"]["gate"], entry["body"]["by"]) for entry in entries if entry["kind"] == "approval"]
-        assert noted == approvals
+        # A further account begins with the approvals that were given before it.
+        assert (list(dict.fromkeys(noted)) if self.machines else noted) == approvals, noted
         # 4. Nobody lost a connection.
         counts = self.lab.prober()
         assert counts["attempted"] > 100
