@@ -66,6 +66,28 @@ class Lab:
         """Path of the kubeconfig of its system:masters user."""
         return self.directory / "kubeconfig"
 
+    @property
+    def vault_file(self) -> Path | None:
+        """The vault.json of the Key Vault that runs beside it; None without one."""
+        return self._beside("vault")
+
+    @property
+    def vault_url(self) -> str:
+        """The Key Vault's URL; empty without one."""
+        return str(json.loads(self.vault_file.read_text())["url"]) if self.vault_file else ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the lab's Key Vault and Azure API need to be found by, as environment; empty without them."""
+        found: dict[str, str] = {}
+        for file in (self._beside("vault"), self._beside("arm")):
+            found |= json.loads(file.read_text()).get("environment", {}) if file else {}
+        return found
+
+    def _beside(self, name: str) -> Path | None:
+        file = self.directory / "keyvault" / f"{name}.json"
+        return file if file.exists() else None
+
     def prober(self) -> dict[str, Any]:
         """What the prober has counted: attempted, failed, and each failure.
 

@@ -6,6 +6,7 @@ Whoever has configured Prefect (an API URL, a profile, a home of their own) keep
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 from pathlib import Path
@@ -39,10 +40,13 @@ def prepare(home: Path) -> None:
 _starting: threading.Thread | None = None
 
 
-def start_early(home: Path) -> None:
+def start_early(home: Path, flows: str) -> None:
     """Begin to import Prefect and to start its temporary server, in the background, while something else is awaited.
 
     Nothing depends on it: whatever goes wrong here happens again, and is reported, when the flow is run.
+
+    Args:
+        flows: The module of the flow that will be run.
     """
     prepare(home)
 
@@ -50,7 +54,7 @@ def start_early(home: Path) -> None:
         with contextlib.suppress(Exception):
             from prefect.client.orchestration import get_client
 
-            import flows.linkerd  # noqa: F401  # Prefect itself, and everything the flow needs
+            importlib.import_module(flows)  # Prefect itself, and everything the flow needs
 
             with get_client(sync_client=True) as client:
                 client.api_healthcheck()

@@ -6,14 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from capstan.approvals import decided_by
-from capstan.cli import live, prefect_local
 from capstan.cli.approving import ApprovalOptions
-from capstan.cli.interrupts import leaving_at_once
+from capstan.cli.entry_points import roll_back_flow
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, stdout
 from capstan.cli.plan import print_plan
-from capstan.cli.rotate import print_outcome
+from capstan.cli.rotate import print_outcome, run_flow
 from capstan.config import TrustDomain
 from capstan.rotation.looking_back import WayBack, look_back
 from capstan.rotation.turning import ROLLED_BACK
@@ -46,15 +44,14 @@ def rollback(
     domain = options.resolve()
     if dry_run:
         return _show(domain, look_back(domain, rotation), output)
-    prefect_local.prepare(domain.home_path())
-    with live.watching(f"roll-back of trust domain {domain.name}") as watcher:
-        watcher.step("start Prefect")
-        prefect_local.await_early_start()
-        from flows.errors import prefect_errors
-        from flows.linkerd import roll_back
-
-        with leaving_at_once(), decided_by(approvals.approver(watcher)), prefect_errors("roll back with Prefect"):
-            outcome = roll_back(domain, rotation, take_over)
+    outcome = run_flow(
+        domain,
+        lambda: roll_back_flow(domain.system),
+        (rotation, take_over),
+        approvals=approvals,
+        title=f"roll-back of trust domain {domain.name}",
+        doing="roll back with Prefect",
+    )
     print_outcome(outcome, output)
     return Exit.OK if outcome.completed else Exit.FAILURE
 

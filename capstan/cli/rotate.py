@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from capstan.approvals import decided_by
 from capstan.cli import live, prefect_local
 from capstan.cli.approving import ApprovalOptions
+from capstan.cli.entry_points import What, require_rotation, rotation_flow
 from capstan.cli.interrupts import leaving_at_once
 from capstan.cli.live import Handshakes
 from capstan.cli.options import DomainOptions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def rotate(
     options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
     *,
+    what: What = What.ROOT,
     rotation: str | None = None,
     approvals: ApprovalOptions = ApprovalOptions(),  # noqa: B008  # frozen, too
     take_over: Annotated[bool, Parameter(negative=())] = False,
@@ -33,6 +35,8 @@ def rotate(
 
     Parameters
     ----------
+    what
+        root: the trust anchor and the issuer. intermediate: the issuer alone, under the present root (Istio).
     rotation
         Id of the rotation. An unfinished one is gone on with; a new one is named after today (UTC) by default.
     take_over
@@ -42,8 +46,15 @@ def rotate(
     output
         How the outcome is printed: table, json or yaml.
     """
+    domain = options.resolve()
+    require_rotation(domain.system, what)
     outcome = run_rotation(
-        options.resolve(), rotation=rotation, approvals=approvals, take_over=take_over, forward=forward
+        domain,
+        what=what,
+        rotation=rotation,
+        approvals=approvals,
+        take_over=take_over,
+        forward=forward,
     )
     print_outcome(outcome, output)
     # A rejection may have taken it back; then what was asked for was not done.
@@ -55,6 +66,7 @@ def run_rotation(
     *,
     rotation: str | None,
     approvals: ApprovalOptions,
+    what: What = What.ROOT,
     take_over: bool = False,
     forward: bool = False,
     title: str = "",
@@ -65,15 +77,46 @@ def run_rotation(
     Raises:
         CapstanError: As the flow.
     """
+    return run_flow(
+        domain,
+        lambda: rotation_flow(domain.system, what),
+        (rotation, take_over, forward),
+        approvals=approvals,
+        title=title or f"rotation of trust domain {domain.name}",
+        handshakes=handshakes,
+    )
+
+
+def run_flow(
+    domain: TrustDomain,
+    flow: Callable[[], Callable[..., Any]],
+    arguments: Sequence[Any],
+    *,
+    approvals: ApprovalOptions,
+    title: str,
+    doing: str = "rotate with Prefect",
+    handshakes: Callable[[], Handshakes | None] | None = None,
+) -> Outcome:
+    """Run a flow of one domain in this process, watched and asked on the terminal.
+
+    Args:
+        flow: Imports the flow: Prefect is imported with it.
+        arguments: What follows the domain.
+        doing: For errors of Prefect itself.
+
+    Raises:
+        CapstanError: As the flow.
+    """
     prefect_local.prepare(domain.home_path())
-    with live.watching(title or f"rotation of trust domain {domain.name}", handshakes) as watcher:
+    with live.watching(title, handshakes) as watcher:
         watcher.step("start Prefect")
         prefect_local.await_early_start()
         from flows.errors import prefect_errors
-        from flows.linkerd import rotate_trust_anchor
 
-        with leaving_at_once(), decided_by(approvals.approver(watcher)), prefect_errors("rotate with Prefect"):
-            return rotate_trust_anchor(domain, rotation, take_over, forward)
+        loaded = flow()
+        with leaving_at_once(), decided_by(approvals.approver(watcher)), prefect_errors(doing):
+            outcome: Outcome = loaded(domain, *arguments)
+        return outcome
 
 
 def _refused(outcome: Outcome) -> str:

@@ -1,0 +1,80 @@
+"""Which flow a command runs: by trust system and by what is to be rotated. Imported only when it is run."""
+
+from __future__ import annotations
+
+import importlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from capstan.config import System
+from capstan.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class What(StrEnum):
+    """What `capstan rotate` replaces."""
+
+    ROOT = "root"
+    """The trust anchor, and the issuer with it."""
+    INTERMEDIATE = "intermediate"
+    """The issuer alone, under the root there is."""
+
+
+MODULES: Final = {
+    System.LINKERD: "flows.linkerd",
+    System.ISTIO: "flows.istio",
+    System.AKS_ISTIO: "flows.aks_istio",
+}
+_ROTATE: Final = {
+    (System.LINKERD, What.ROOT): "rotate_trust_anchor",
+    (System.ISTIO, What.ROOT): "rotate_root",
+    (System.ISTIO, What.INTERMEDIATE): "rotate_intermediate",
+    (System.AKS_ISTIO, What.ROOT): "rotate_root",
+    (System.AKS_ISTIO, What.INTERMEDIATE): "rotate_intermediate",
+}
+
+
+def require_rotation(system: System, what: What) -> None:
+    """Refuse what no flow does, before anything is started.
+
+    Raises:
+        InvalidInput: This system's rotation of that kind does not exist.
+    """
+    if (system, what) not in _ROTATE:
+        known = ", ".join(kind.value for known, kind in _ROTATE if known is system)
+        raise InvalidInput(
+            "this trust system has no such rotation", where=f"trust system {system.value}", observed=f"--what {what}",
+            expected=known, next_command="capstan rotate --help",
+        )  # fmt: skip
+
+
+def rotation_flow(system: System, what: What) -> Callable[..., Any]:
+    """The flow that rotates.
+
+    Raises:
+        InvalidInput: As `require_rotation`.
+    """
+    require_rotation(system, what)
+    return _flow(system, _ROTATE[system, what])
+
+
+def roll_back_flow(system: System) -> Callable[..., Any]:
+    """The flow that takes a rotation back."""
+    return _flow(system, "roll_back")
+
+
+def redate_flow() -> Callable[..., Any]:
+    """The flow that gives Istio's self-signed root a new end."""
+    return _flow(System.ISTIO, "redate_root")
+
+
+def enable_flow() -> Callable[..., Any]:
+    """The flow that gives a cluster's AKS add-on a plug-in CA."""
+    return _flow(System.AKS_ISTIO, "enable_plugin_ca")
+
+
+def _flow(system: System, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(importlib.import_module(MODULES[system]), name)
+    return found
