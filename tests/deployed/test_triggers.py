@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deployments.notifications import Notified
 from tests.deployed.halts import Halts
 from tests.deployed.meshes import Mesh, wait_for
 from tests.support.prefect_deployment import JOB_VARIABLES, Deployed
+from tests.support.webhooks import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +76,35 @@ def one(lab: RunningLab, tmp_path: Path) -> Iterator[OneDomain]:
             mesh.inventory(tmp_path / "inventory.yaml", defaults={"job_variables": JOB_VARIABLES})
         )
         yield OneDomain(deployed, mesh, halts)
+
+
+def test_a_rejection_goes_back_by_the_policy_of_the_domain_and_the_webhook_is_told_of_every_turn(
+    lab: RunningLab, tmp_path: Path
+) -> None:
+    mesh, receiver = Mesh(lab, tmp_path / "capstan"), Receiver()
+    mesh.forget_earlier()
+    with Deployed(tmp_path / "prefect") as deployed, closing(receiver):
+        notifications = {"webhook": {"url": receiver.url}}
+        deployed.deploy_inventory(
+            mesh.inventory(
+                tmp_path / "inventory.yaml", defaults={"job_variables": JOB_VARIABLES}, notifications=notifications
+            )
+        )
+        run = deployed.launch(DEPLOYMENT)
+        deployed.wait_for_state(run, "Suspended", seconds=180, fatal=("Failed", "Crashed"))
+        asked = receiver.await_one(Notified.WAITING_FOR_APPROVAL)
+        assert (asked["run_id"], asked["url"]) == (run, f"{deployed.ui_url}/runs/flow-run/{run}")
+        deployed.approve(run)
+        deployed.wait_for_state(run, "Running", "Waiting", seconds=60)
+        deployed.wait_for_state(run, "Suspended", seconds=300, fatal=("Failed", "Crashed"))
+        answer = {"decision": "reject", "name": "Grace", "comment": "the shop has its sale today"}
+        assert deployed.resume(run, answer)["status"] == "ACCEPT"
+        deployed.wait_for_state(run, "Completed", seconds=400, fatal=("Failed", "Crashed"))
+        mesh.require_rolled_back()
+        decided = [(entry["gate"], entry["decision"], entry["by"]) for entry in mesh.record()["approvals"]]
+        assert decided == [("trust", "approved", "Ada"), ("issue", "rejected", "Grace")]
+        told = receiver.await_one(Notified.ROLLED_BACK)
+        assert told["url"] == asked["url"]
 
 
 def test_a_schedule_rotates_no_other_launch_gets_in_between_and_a_launched_roll_back_takes_it_back(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import threading
 import time
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +16,7 @@ from capstan.config import TrustDomain
 from deployments.automations import Difference, apply, block_name, diff, wanted
 from deployments.notifications import Notifications, Notified, WebhookTarget
 from flows.events import EventName, raise_event
+from tests.support.webhooks import PROBE, Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,53 +26,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("flows")]
 
 
-PROBE = "a probe"
-
-
-class Receiver:
-    """A chat system's webhook: keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.received: list[dict[str, Any]] = []
-        self.probes: list[dict[str, Any]] = []
-        self.types: set[str] = set()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.types.add(self.headers["content-type"])
-                told = json.loads(body)
-                (receiver.probes if told["run"] == PROBE else receiver.received).append(told)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/hooks/a-secret-path"
-
-    def await_one(self, event: str, seconds: float = 60.0) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while True:
-            found = [body for body in list(self.received) if body["event"] == event]
-            if found:
-                return found[0]
-            assert time.monotonic() < deadline, f"{event} did not arrive; did: {self.received}"
-            time.sleep(0.1)
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
     yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    receiver.close()
 
 
 @pytest.fixture
