@@ -20,7 +20,7 @@ from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config_untyped
 
 from capstan.cluster.errors import HANDLED, Call, from_status, translate
-from capstan.cluster.resources import PODS, Resource
+from capstan.cluster.resources import PODS, SERVICE_ACCOUNTS, Resource
 from capstan.cluster.values import Body, Expired, Listing, Object, PatchKind, WatchEvent
 from capstan.errors import Conflict, InvalidInput, NotFound, ServerFault, Throttled, Unreachable
 
@@ -310,6 +310,28 @@ class Cluster:
             self._send(call, "POST", PODS.path(namespace, name, "eviction"), None, body=body)
         except NotFound:
             return
+
+    def request_token(self, service_account: str, namespace: str, audience: str, *, seconds: int = 600) -> str:
+        """A short-lived token of a service account, for one audience (TokenRequest, `kubectl create token`).
+
+        Args:
+            seconds: How long it is valid; the API server gives no less than 600.
+
+        Raises:
+            NotFound: No such service account. Denied: no right to create serviceaccounts/token.
+        """
+        call = Call("create token of", SERVICE_ACCOUNTS.plural, namespace, service_account, self.name)
+        body: Object = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"audiences": [audience], "expirationSeconds": seconds},
+        }
+        path = SERVICE_ACCOUNTS.path(namespace, service_account, "token")
+        answer = self._send(call, "POST", path, None, body=body)
+        token = (answer.get("status") or {}).get("token")
+        if not isinstance(token, str) or not token:
+            raise ServerFault(call.what, where=call.where, observed="no token in the answer", expected="status.token")
+        return token
 
     # --- watching -----------------------------------------------------------------------------------------------
 

@@ -131,12 +131,23 @@ class PodStream:
 
 
 def http_get(
-    cluster: Cluster, namespace: str, pod: str, port: int, path: str, *, timeout: float = 10.0
+    cluster: Cluster,
+    namespace: str,
+    pod: str,
+    port: int,
+    path: str,
+    *,
+    timeout: float = 10.0,
+    limit: int = MAX_ANSWER,
 ) -> tuple[int, bytes]:
     """One plain-HTTP GET to a pod's port; the status and the body.
 
+    Args:
+        limit: Bytes that the body may have.
+
     Raises:
-        Unreachable: No whole answer came in time. Others: see `PodStream`.
+        Unreachable: No whole answer came in time. ServerFault: The body is longer than `limit`.
+        Others: see `PodStream`.
     """
     deadline = cluster.clock() + timeout
     connection = h11.Connection(our_role=h11.CLIENT)
@@ -154,10 +165,10 @@ def http_get(
                     status = event.status_code
                 elif isinstance(event, h11.Data):
                     body += event.data
-                    if len(body) > MAX_ANSWER:
+                    if len(body) > limit:
                         raise ServerFault(
                             f"the pod's answer to GET {path} does not end", where=stream.call.where,
-                            observed=f"more than {MAX_ANSWER} bytes", expected="a short answer",
+                            observed=f"more than {limit} bytes", expected="a short answer",
                         )  # fmt: skip
                 elif isinstance(event, h11.EndOfMessage):
                     return status, body

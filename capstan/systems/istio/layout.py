@@ -313,7 +313,9 @@ def _trust_domain(cluster: Cluster, namespace: str, revisions: Iterable[Revision
 
 
 def _config_map(revisions: Iterable[Revision]) -> str:
-    names = {revision.env.get("PILOT_CA_CERT_CONFIGMAP", "") for revision in revisions} - {""}
+    """`PILOT_CA_CERT_CONFIGMAP` (Helm: global.trustBundleName) upstream; OpenShift's istiod has a name of its own."""
+    variables = ("PILOT_CA_CERT_CONFIGMAP", "PILOT_CA_CERT_CONFIG_MAP_NAME")
+    names = {revision.env.get(name, "") for revision in revisions for name in variables} - {""}
     return names.pop() if len(names) == 1 else CONFIG_MAP
 
 
