@@ -119,7 +119,10 @@ async def _served(client: KubeClient, path: str) -> None:
 
 def _definition(kind: str, plural: str, properties: JSON) -> JSON:
     singular = kind.lower()
-    schema = {"type": "object", "properties": {"apiVersion": _STRING, "kind": _STRING, "metadata": {"type": "object"}}}
+    schema: JSON = {
+        "type": "object",
+        "properties": {"apiVersion": _STRING, "kind": _STRING, "metadata": {"type": "object"}},
+    }
     schema["properties"] |= properties
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
-
 from infra.lab.keyvault.api import Api
 from infra.lab.keyvault.certificates import write_certificates
 from infra.lab.keyvault.faults import Faults
 from infra.lab.keyvault.persistence import State, load, save
+from infra.lab.keyvault.serving import TlsServer
 from infra.lab.keyvault.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the process's signals to whoever owns the process."""
-        yield
 
 
 class KeyVault:
@@ -60,8 +50,7 @@ class KeyVault:
         self._api = Api(self.store, self.faults, known.tokens, self.identity_header, clock, self._save)
         self._host = host
         self._port = port or known.port
-        self._server: _Server | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._server = TlsServer(self._api, host)
         self.ca_file = directory / "ca.crt"
 
     @property
@@ -83,6 +72,10 @@ class KeyVault:
             "REQUESTS_CA_BUNDLE": str(self.ca_file),
         }
 
+    def accepts(self, token: str) -> bool:
+        """Whether this bearer token is let in; the lab's other Azure endpoints let in the same."""
+        return token in self._api.tokens
+
     def accept_token(self, token: str) -> None:
         """Let this bearer token in, besides those the identity endpoint hands out."""
         self._api.tokens.add(token)
@@ -92,40 +85,14 @@ class KeyVault:
         """Serve; returns once the port is open and DIR/vault.json is written."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         _, certificate, key = write_certificates(self._directory, self._host)
-        config = uvicorn.Config(
-            self._api,
-            host=self._host,
-            port=self._port,
-            ssl_certfile=str(certificate),
-            ssl_keyfile=str(key),
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            proxy_headers=False,
-            date_header=False,  # the vault has a clock of its own
-            ws="none",
-        )
-        self._server = _Server(config)
-        self._task = asyncio.get_running_loop().create_task(self._server.serve())
-        while not self._server.started:
-            if self._task.done():
-                await self._task
-                msg = f"the vault could not be served on {self._host}:{self._port}"
-                raise RuntimeError(msg)
-            await asyncio.sleep(0.01)
-        self._port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._port = await self._server.start(self._port, certificate, key)
         self._api.url = f"https://{self._host}:{self._port}"
         self._save()
         self._announce()
 
     async def stop(self) -> None:
         """Stop serving; connections that clients keep open are cut, as when the process ends."""
-        if self._server and self._task:
-            self._server.should_exit = True
-            for connection in list(self._server.server_state.connections):
-                if connection.transport is not None:
-                    connection.transport.abort()
-            await self._task
+        await self._server.stop()
 
     @property
     def _state_file(self) -> Path:
