@@ -27,6 +27,9 @@ app.command("capstan.cli.sign:sign", help="Sign an issuer's request with a root 
 app.command("capstan.cli.status:status", help="Show where a rotation is and who is being waited for.")
 app.command("capstan.cli.inventory:app", name="inventory", help="Read and judge a file of trust domains.")
 app.command("capstan.cli.deploy:deploy", help="Bring a file of trust domains to Prefect: deployments and schedules.")
+app.command(
+    "capstan.cli.istio:app", name="istio", help="Look at an Istio's CA and who holds it; re-date a self-signed root."
+)
 app.command("capstan.cli.evidence:app", name="evidence", help="Read and verify the signed account of a rotation.")
 app.command("capstan.cli.lab:app", name="lab", help="Run the embedded lab cluster.")
 app.command("capstan.cli.demo:app", name="demo", help="Run a whole rotation on the lab, and count every handshake.")

@@ -10,6 +10,8 @@ from capstan.errors import Denied, InvalidInput
 from capstan.systems.opening import connect
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from capstan.cluster.client import Cluster
     from capstan.config import ClusterRef
 
@@ -19,11 +21,12 @@ _ISTIOD: Final = "app=istiod"
 _CITADEL: Final = "istio=citadel"
 
 
-def detect(reference: ClusterRef, namespace: str | None = None) -> System:
-    """The one trust system whose control plane runs in a cluster; Linkerd where none is found.
+def detect(reference: ClusterRef, namespace: str | None = None, among: Sequence[System] = tuple(System)) -> System:
+    """The one trust system whose control plane runs in a cluster; the first of `among` where none is found.
 
     Args:
         namespace: Look only there; default: the namespace that each system comes with.
+        among: Systems to look for.
 
     Raises:
         InvalidInput: There is more than one, or the kubeconfig cannot be used.
@@ -31,7 +34,7 @@ def detect(reference: ClusterRef, namespace: str | None = None) -> System:
     """
     cluster = connect(reference)
     try:
-        found = [system for system in System if _runs(cluster, system, namespace or system.namespace)]
+        found = [system for system in among if _runs(cluster, system, namespace or system.namespace)]
     finally:
         cluster.close()
     if System.ISTIO in found and namespace == System.AKS_ISTIO.namespace:
@@ -44,7 +47,7 @@ def detect(reference: ClusterRef, namespace: str | None = None) -> System:
             observed=", ".join(system.value for system in found), expected="one of them to be named",
             next_command=f"the same command with --system {found[0].value}",
         )  # fmt: skip
-    return found[0] if found else System.LINKERD
+    return found[0] if found else among[0]
 
 
 def _runs(cluster: Cluster, system: System, namespace: str) -> bool:

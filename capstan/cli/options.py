@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,8 +64,11 @@ class DomainOptions:
     cert_chain_object_name: str = "cert-chain"
     """AKS add-on: name of the secret with the intermediate and its root."""
 
-    def resolve(self) -> TrustDomain:
+    def resolve(self, among: Sequence[System] = tuple(System)) -> TrustDomain:
         """The domain these options describe; a system that is not named is looked for in the first cluster.
+
+        Args:
+            among: Systems that are looked for, and that may be named; the first is taken where none is found.
 
         Raises:
             InvalidInput: An option's value cannot be used, or a cluster has more than one trust system.
@@ -79,11 +83,18 @@ class DomainOptions:
                 next_command="pass --kubeconfig FILE or set KUBECONFIG",
             )
         # What was written wrongly is said before any cluster is asked.
-        domain = self._domain(path, self.system or System.LINKERD)
+        domain = self._domain(path, self.system or among[0])
+        if self.system is not None and self.system not in among:
+            raise InvalidInput(
+                "this command is of other trust systems",
+                observed=f"--system {self.system.value}",
+                expected=" or ".join(system.value for system in among),
+                next_command="capstan --help",
+            )
         if self.system is None:
             from capstan.cli.detecting import detect
 
-            domain = self._domain(path, detect(domain.clusters[0], self.namespace))
+            domain = self._domain(path, detect(domain.clusters[0], self.namespace, among))
         if domain.system is not System.AKS_ISTIO and (self.cluster_id or self.key_vault):
             raise InvalidInput(
                 "these options are the AKS add-on's alone",
