@@ -55,7 +55,7 @@ class Rotation:
 
 
 @dataclass
-class _Mount:
+class Mount:
     """One published volume."""
 
     pod: JSON
@@ -88,7 +88,7 @@ class SecretsStoreDriver:
         self._client = client
         self._provider = provider
         self._rotation = rotation
-        self._mounts: dict[tuple[str, str], _Mount] = {}
+        self._mounts: dict[tuple[str, str], Mount] = {}
 
     async def publish(self, pod: JSON, volume: JSON, target: Path) -> None:
         """Read every object, write the files, tell of their versions, and go on polling. Raises MountError."""
@@ -99,7 +99,7 @@ class SecretsStoreDriver:
             raise MountError(volume["name"], "secretProviderClass is not set")
         if not csi.get("readOnly"):
             raise MountError(volume["name"], "Readonly is not true in request")
-        mount = _Mount(pod, volume["name"], name, target, {})
+        mount = Mount(pod, volume["name"], name, target, {})
         try:
             provider_class = await self._class(mount)
             content = await self._provider.mount(provider_class["spec"].get("parameters") or {})
@@ -121,12 +121,16 @@ class SecretsStoreDriver:
             mount.task.cancel()
             await asyncio.gather(mount.task, return_exceptions=True)
 
+    def mounts(self) -> list[Mount]:
+        """What is published now."""
+        return list(self._mounts.values())
+
     async def stop(self) -> None:
         """Stop polling for all volumes."""
         for uid, volume in list(self._mounts):
             await self.unpublish(uid, volume)
 
-    async def _follow(self, mount: _Mount) -> None:
+    async def _follow(self, mount: Mount) -> None:
         await asyncio.sleep(_RANDOM.uniform(0.0, self._rotation.poll_seconds))  # nodes have not started together
         while True:
             await asyncio.sleep(self._rotation.poll_seconds)
@@ -138,7 +142,7 @@ class SecretsStoreDriver:
                 log.debug("rotation of %s: %s", mount.target_path, error)
                 await self._event(mount, "Warning", "MountRotationFailed", f"provider mount err: {error}")
 
-    async def _rotate(self, mount: _Mount) -> None:
+    async def _rotate(self, mount: Mount) -> None:
         provider_class = await self._class(mount)
         content = await self._provider.mount(provider_class["spec"].get("parameters") or {})
         _write(mount.target, content)
@@ -157,14 +161,14 @@ class SecretsStoreDriver:
                 f"successfully rotated K8s secret {name} for spc {mount.namespace}/{mount.class_name}",
             )
 
-    async def _class(self, mount: _Mount) -> JSON:
+    async def _class(self, mount: Mount) -> JSON:
         found = await self._client.get(f"{crds.classes(mount.namespace)}/{mount.class_name}")
         provider = (found.get("spec") or {}).get("provider")
         if provider != PROVIDER:
             raise ProviderError(f"provider not found: provider {provider!r}")
         return found
 
-    async def _tell(self, mount: _Mount) -> None:
+    async def _tell(self, mount: Mount) -> None:
         """Bring the volume's SecretProviderClassPodStatus up to date."""
         metadata = mount.pod["metadata"]
         name = f"{metadata['name']}-{mount.namespace}-{mount.class_name}"
@@ -208,7 +212,7 @@ class SecretsStoreDriver:
             else:
                 return
 
-    async def _event(self, mount: _Mount, kind: str, reason: str, message: str) -> None:
+    async def _event(self, mount: Mount, kind: str, reason: str, message: str) -> None:
         await record(self._client, mount.pod, kind, reason, message, component=COMPONENT)
 
 
