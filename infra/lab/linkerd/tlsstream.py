@@ -89,7 +89,9 @@ class TlsStream:
         raise NotImplementedError("this TLS connection cannot be half-closed")
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`ssl_object`."""
+        """`ssl_object` and `peername`."""
+        if name == "peername":
+            return self._socket.getpeername()
         return self._tls if name == "ssl_object" else default
 
     async def aclose(self) -> None:
