@@ -28,6 +28,7 @@ from prefect.events.filters import AutomationFilter, AutomationFilterTags
 from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectNotFound
 
+from deployments.entrypoints import ROTATIONS
 from deployments.notifications import Notifications, Notified
 from flows.errors import prefect_errors
 from flows.events import EventName
@@ -370,7 +371,7 @@ def _trigger(event: Notified, told: _Told, notifications: Notifications, invento
             within=timedelta(0),
         )
     # The sweep brings back rotations; another sweep or radar comes by itself.
-    rotation: dict[str, str | list[str]] = {"prefect.resource.role": "flow", "prefect.resource.name": "linkerd-*"}
+    rotation: dict[str, str | list[str]] = {"prefect.resource.role": "flow", "prefect.resource.name": list(ROTATIONS)}
     return EventTrigger(
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related=[mine, rotation],

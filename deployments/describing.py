@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from capstan.config import TrustDomain
+from capstan.config import System, TrustDomain
 from capstan.window import MaintenanceWindow
 from deployments.timetable import Start
 
@@ -21,6 +21,9 @@ class About:
     start: Start | None
 
 
+_SYSTEMS = {System.LINKERD: "Linkerd", System.ISTIO: "Istio", System.AKS_ISTIO: "AKS Istio add-on"}
+
+
 def rotate(about: About) -> str:
     """Of the rotation."""
     return _page(
@@ -29,11 +32,49 @@ def rotate(about: About) -> str:
         "without dropping a handshake: prepare, trust, issue, distrust. Each phase begins when every live proxy is "
         "seen to be ready for it. A run that is killed goes on from what it observes when it is run again.",
         f"- **Begins** {_begins(about)}; or press *Run*. One rotation of a domain at a time: a second run is refused.",
-        f"- **Asks** before {_phases(about.domain)}: the run is then *Suspended*; open it and press *Resume*, or "
-        f"`capstan approve RUN`. {_who(about.domain)}",
-        f"- **Keys** stay in `{about.domain.vault or 'the local vault of the worker'}`; a run holds references only.",
-        f"- **Back**: `linkerd-roll-back/{about.domain.name}`, in every phase before the old key is destroyed.",
+        _asks(about, _phases(about.domain)),
+        *_keys(about.domain),
+        f"- **Back**: `{about.domain.system.value}-roll-back/{about.domain.name}`, in every phase before the old key "
+        "is destroyed.",
         "- **Look**: `capstan status`, the run's artifacts, and `capstan evidence verify` afterwards.",
+    )
+
+
+def intermediate(about: About) -> str:
+    """Of the rotation of the issuer alone."""
+    return _page(
+        about,
+        f"Rotates the intermediate of trust domain **{about.domain.name}** ({_clusters(about.domain)}) under the "
+        "present root: prepare, issue. Nobody's roots change; leaves of the new intermediate come with their renewal.",
+        f"- **Begins** {_begins(about)}; or press *Run*. One rotation of a domain at a time: a second run is refused.",
+        _asks(about, "issue"),
+        *_keys(about.domain),
+        f"- **Back**: `{about.domain.system.value}-roll-back/{about.domain.name}`.",
+    )
+
+
+def redate(about: About) -> str:
+    """Of the new end of a self-signed root."""
+    return _page(
+        about,
+        f"Gives the self-signed root of trust domain **{about.domain.name}** ({_clusters(about.domain)}) a new end: "
+        "same key, same name byte for byte, so that old and new verify each other's leaves. It does not cure a key "
+        "that somebody else may have.",
+        "- **Begins** when a person starts it; it has no schedule.",
+        f"- **Asks** once, before it changes the mesh. {_who(about.domain)}",
+    )
+
+
+def enable(about: About) -> str:
+    """Of the plug-in CA of an AKS add-on."""
+    return _page(
+        about,
+        f"Gives the Istio add-on of trust domain **{about.domain.name}** ({_clusters(about.domain)}) a CA from Key "
+        "Vault: root and intermediate are made, uploaded, and named in the cluster's profile. Refused where the mesh "
+        "runs with a self-signed CA: that has to be disabled first.",
+        "- **Begins** when a person starts it; it has no schedule.",
+        f"- **Asks** before it changes the cluster. {_who(about.domain)}",
+        *_keys(about.domain),
     )
 
 
@@ -75,12 +116,30 @@ def _page(about: About, *parts: str) -> str:
 
 def _clusters(domain: TrustDomain) -> str:
     names = ", ".join(f"`{cluster.name}`" for cluster in domain.clusters)
-    return f"{domain.system.value.capitalize()} in {names}"
+    return f"{_SYSTEMS[domain.system]} in {names}"
+
+
+def _asks(about: About, phases: str) -> str:
+    return (
+        f"- **Asks** before {phases}: the run is then *Suspended*; open it and press *Resume*, or "
+        f"`capstan approve RUN`. {_who(about.domain)}"
+    )
+
+
+def _keys(domain: TrustDomain) -> tuple[str, ...]:
+    kept = f"- **Keys** stay in `{domain.vault or 'the local vault of the worker'}`; a run holds references only."
+    if not domain.policy.offline_root:
+        return (kept,)
+    return (
+        kept,
+        "- **The root's key is offline**: the run shows a request and is *Suspended* until the chain that "
+        "`capstan sign` made of it is handed in.",
+    )
 
 
 def _begins(about: About) -> str:
     if about.start is None:
-        return "by hand only: its schedule is switched off in the inventory"
+        return "by hand only: the inventory has no schedule for it"
     when = f"each year in ISO week {about.start.week}" if about.start.week else f"by `{about.start.rule}`"
     return f"{when}, as its maintenance window opens ({about.window}, {about.time_zone})"
 

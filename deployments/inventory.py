@@ -117,6 +117,11 @@ class DomainEntry(TrustDomain):
     name: DnsLabel = Field(description="Name of the trust domain, and of its deployments")
     description: str = Field(default="", description="Whose mesh this is, for people; Markdown")
     schedule: Schedule = Field(default=Schedule(), description="When it is rotated each year; default: spread")
+    schedule_intermediate: Schedule | None = Field(
+        default=None,
+        description="Istio: when the intermediate alone is rotated each year; {}: half a year after the root; "
+        "default: never by itself",
+    )
     time_zone: TimeZone | None = Field(default=None, description="IANA name; default: that of `defaults`")
     maintenance_window: MaintenanceWindow | None = Field(default=None, description="Default: that of `defaults`")
     work_pool: DnsLabel | None = Field(default=None, description="Default: that of `defaults`")

@@ -9,7 +9,9 @@ from itertools import pairwise
 from capstan.approvals.keys import listed
 from capstan.approvals.policy import compiled
 from capstan.errors import InvalidInput
+from deployments.entrypoints import FLOWS
 from deployments.inventory import DomainEntry, Inventory
+from deployments.judging_azure import plugin_cas
 from deployments.problems import Path, Problem
 from deployments.spread import APART, distance
 from deployments.timetable import (
@@ -35,10 +37,12 @@ _FROM = datetime(2026, 1, 1, tzinfo=UTC)
 def judged(inventory: Inventory, source: Source) -> list[Problem]:
     """Everything an author should know beyond the types of the fields."""
     problems = [*_pools(inventory, source), *_names(inventory, source), *_meshes(inventory, source)]
+    problems += plugin_cas(inventory, source)
     for index, entry in enumerate(inventory.domains):
         path: Path = ("domains", index)
         problems += _policy(inventory, entry, path, source)
         problems += _schedule(inventory, entry, path, source)
+        problems += _half(inventory, entry, path, source)
         problems += _keys(inventory, entry, path, source)
     if not any(problem.level == "error" for problem in problems):
         problems += _calendar(inventory, source)
@@ -188,6 +192,47 @@ def _schedule(inventory: Inventory, entry: DomainEntry, path: Path, source: Sour
             given = f"starts {_spoken(shortest)} apart"
             yield source.problem(field, given, "at least 28 days between two rotations", warning=True)
     yield from _lifetimes(inventory, entry, path, source, gap)
+
+
+def _half(inventory: Inventory, entry: DomainEntry, path: Path, source: Source) -> Iterator[Problem]:
+    """When the intermediate alone is rotated."""
+    schedule = entry.schedule_intermediate
+    if schedule is None:
+        return
+    where: Path = (*path, "schedule_intermediate")
+    if not FLOWS[entry.system].intermediate:
+        yield source.problem(
+            where, f"{entry.system.value}, whose intermediate is rotated with the root", "nothing here"
+        )
+        return
+    own, window, zone = entry.schedule, inventory.window(entry), inventory.zone(entry)
+    if schedule.spread:
+        if own.date is not None or own.cron is not None:
+            given = "{}, half a year after a root's schedule that has no week"
+            yield source.problem(where, given, "a week, date or cron of its own")
+        return
+    if schedule.week is not None:
+        day = skipped(schedule.week, window, zone)
+        if day is not None:
+            given = f"week {schedule.week}: {window.start} does not exist on {day} in {zone}"
+            yield source.problem((*where, "week"), given, "another week, or a window that opens at another hour")
+        elif own.week is not None and distance(schedule.week, own.week) < APART:
+            given = f"week {schedule.week}, {distance(schedule.week, own.week)} from the root's"
+            yield source.problem((*where, "week"), given, f"at least {APART} weeks from it", warning=True)
+        return
+    field: Path = (*where, "date" if schedule.date is not None else "cron")
+    if schedule.date is not None and len(window.days) < 7:
+        given = f'"{schedule.date}", which falls on every day of the week in turn'
+        yield source.problem(field, given, f"a week; the window opens on {window}")
+        return
+    try:
+        starts = upcoming(explicit(schedule, window, zone), _FROM, 120)
+    except ValueError:
+        yield source.problem(field, f'"{schedule.cron}"', 'a cron expression, such as "0 3 * 9 sat#2"')
+        return
+    outside = next((start for start in starts if not window.contains(start, zone)), None)
+    if outside is not None:
+        yield source.problem(field, f"a start at {outside:%a %Y-%m-%d %H:%M %Z}", f"starts inside the window, {window}")
 
 
 def _lifetimes(

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from capstan.window import DAYS, Day, MaintenanceWindow, exists
 from deployments.inventory import DomainEntry, Inventory, Schedule
-from deployments.spread import Spreadable, spread
+from deployments.spread import Spreadable, distance, spread
 
 # Gregorian weekdays and leap years repeat after 28 years (until 2100), and so do ISO weeks and changes of the clocks.
 CYCLE = range(2026, 2026 + 28)
@@ -67,6 +67,30 @@ def timetable(inventory: Inventory) -> dict[str, Start]:
             zone, window = inventory.zone(entry), inventory.window(entry)
             starts[entry.name] = weekly(weeks[entry.name], window, zone, "spread")
     return starts
+
+
+def intermediates(inventory: Inventory, starts: Mapping[str, Start]) -> dict[str, Start]:
+    """When the intermediate alone is rotated, of every domain that wants it: half a year after the root, if left open.
+
+    Args:
+        starts: Of the roots, as `timetable` has them.
+    """
+    found: dict[str, Start] = {}
+    for entry in inventory.domains:
+        schedule, start = entry.schedule_intermediate, starts.get(entry.name)
+        if schedule is None or start is None:
+            continue
+        zone, window = inventory.zone(entry), inventory.window(entry)
+        if not schedule.spread:
+            found[entry.name] = explicit(schedule, window, zone)
+        elif start.week is not None:
+            week, weeks = start.week, inventory.defaults.weeks
+            fits = weeks_that_fit(weeks.first, weeks.last, window, zone)
+            # As far from the root's week as the year allows; of two equally far, the later in the year.
+            farthest = max(fits, key=lambda other: (distance(week, other), other), default=None)
+            if farthest is not None:
+                found[entry.name] = weekly(farthest, window, zone, "spread")
+    return found
 
 
 def explicit(schedule: Schedule, window: MaintenanceWindow, zone: str) -> Start:

@@ -1,4 +1,4 @@
-"""Inventory -> the deployments Prefect should have: for each domain rotate, roll back and radar; one sweep for all.
+"""Inventory -> the deployments Prefect should have: each domain's rotations, its way back and radar; one sweep for all.
 
 No deployment has a concurrency limit. Prefect counts a limit in slots that a suspended run gives up and that a server
 keeps in memory: a slot lost with a killed server would stop the sweep for ever, and a resumed rotation could be
@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -25,16 +25,11 @@ from pydantic import BaseModel
 from capstan.config import TrustDomain
 from capstan.errors import InvalidInput
 from deployments import describing
+from deployments.entrypoints import FLOWS, RADAR, SWEEP
 from deployments.inventory import DomainEntry, Inventory
-from deployments.timetable import Start, timetable
+from deployments.timetable import Start, intermediates, timetable
 
 Schedule = CronSchedule | IntervalSchedule | RRuleSchedule
-
-# Where the flows live: modules that are installed with Capstan, wherever a worker runs. No code is pulled.
-ROTATE = "flows.linkerd.rotate_trust_anchor"
-ROLL_BACK = "flows.linkerd.roll_back"
-RADAR = "flows.radar.radar"
-SWEEP = "flows.sweep.sweep"
 
 # What a schedule with an interval counts from, so that it is the same schedule every time it is deployed.
 _ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
@@ -102,9 +97,10 @@ def wanted(inventory: Inventory) -> list[Wanted]:
         InvalidInput: A flow is not installed here.
     """
     starts = timetable(inventory)
+    halves = intermediates(inventory, starts)
     result: list[Wanted] = []
     for entry in inventory.domains:
-        result += _of_domain(inventory, entry, starts.get(entry.name))
+        result += _of_domain(inventory, entry, starts.get(entry.name), halves.get(entry.name))
     if inventory.sweep.enabled:
         result.append(_sweep(inventory))
     return result
@@ -117,7 +113,7 @@ def schedule_of(start: Start) -> Schedule:
     return CronSchedule(cron=start.rule, timezone=start.time_zone)
 
 
-def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None) -> list[Wanted]:
+def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None, half: Start | None) -> list[Wanted]:
     domain = inventory.trust_domain(entry)
     tags = tuple(sorted({
         "capstan", f"domain:{entry.name}", f"system:{entry.system.value}", inventory_tag(inventory.name),
@@ -131,13 +127,27 @@ def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None) ->
         "job_variables": inventory.defaults.job_variables | entry.job_variables,
     }
     about = describing.About(entry.description, domain, inventory.window(entry), inventory.zone(entry), start)
+    flows = FLOWS[domain.system]
     result = [
         _deployment(
-            ROTATE, parameters=parameters, description=describing.rotate(about),
-            schedules=_by_role(Timed("yearly", start.words, schedule_of(start))) if start else {}, **common,
-        ),
-        _deployment(ROLL_BACK, parameters=parameters, description=describing.roll_back(about), schedules={}, **common),
-    ]  # fmt: skip
+            flows.root, parameters=parameters, description=describing.rotate(about), schedules=_yearly(start), **common
+        )
+    ]
+    if flows.intermediate:
+        described = describing.intermediate(replace(about, start=half))
+        result.append(
+            _deployment(
+                flows.intermediate, parameters=parameters, description=described, schedules=_yearly(half), **common
+            )
+        )
+    by_hand = (
+        (flows.roll_back, describing.roll_back), (flows.redate, describing.redate), (flows.enable, describing.enable),
+    )  # fmt: skip
+    result += [
+        _deployment(entrypoint, parameters=parameters, description=describe(about), schedules={}, **common)
+        for entrypoint, describe in by_hand
+        if entrypoint
+    ]
     if inventory.radar.enabled:
         zone, minute = inventory.zone(entry), _minute(entry.name)
         cron = inventory.radar.cron or f"{minute} 6 * * *"
@@ -224,6 +234,10 @@ def _with_sorted_defaults(value: Any, *, inside: bool = False) -> Any:
         items = [_with_sorted_defaults(item, inside=inside) for item in value]
         return sorted(items) if inside and all(isinstance(item, str) for item in items) else items
     return value
+
+
+def _yearly(start: Start | None) -> dict[str, Timed]:
+    return _by_role(Timed("yearly", start.words, schedule_of(start))) if start else {}
 
 
 def _by_role(*timed: Timed) -> dict[str, Timed]:

@@ -186,10 +186,19 @@ def _shown(value: Any) -> str:
 
 
 def _next_starts(inventory: Inventory) -> dict[str, str]:
-    from deployments.timetable import timetable, upcoming
+    from deployments.entrypoints import FLOWS
+    from deployments.timetable import intermediates, timetable, upcoming
 
     now = datetime.now(UTC)
-    return {
-        f"linkerd-trust-anchor/{name}": f"next {spoken(upcoming(start, now)[0])} {start.time_zone}"
-        for name, start in timetable(inventory).items()
-    }
+    starts = timetable(inventory)
+    halves = intermediates(inventory, starts)
+    found: dict[str, str] = {}
+    for entry in inventory.domains:
+        system = entry.system
+        for flow, start in (
+            (FLOWS[system].root_name, starts.get(entry.name)),
+            (f"{system.value}-intermediate", halves.get(entry.name)),
+        ):
+            if start is not None:
+                found[f"{flow}/{entry.name}"] = f"next {spoken(upcoming(start, now)[0])} {start.time_zone}"
+    return found

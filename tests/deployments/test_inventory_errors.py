@@ -25,7 +25,13 @@ def test_the_example_has_no_problems() -> None:
     found = read(EXAMPLE)
     assert found.problems == ()
     assert found.inventory is not None
-    assert [entry.name for entry in found.inventory.domains] == ["prod-eu", "prod-us", "staging"]
+    assert [entry.name for entry in found.inventory.domains] == [
+        "prod-eu",
+        "prod-us",
+        "staging",
+        "shop-istio",
+        "shop-aks",
+    ]
 
 
 def test_every_mistake_is_told_at_once_with_line_column_and_field() -> None:

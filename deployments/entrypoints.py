@@ -1,0 +1,56 @@
+"""Where the flows live: modules that are installed with Capstan, wherever a worker runs. No code is pulled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from capstan.config import System
+
+RADAR: Final = "flows.radar.radar"
+SWEEP: Final = "flows.sweep.sweep"
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """The flows of one trust system, as `module.function`; empty where a system has none.
+
+    Attributes:
+        root: Rotates the trust anchor and the issuer.
+        root_name: Its name in Prefect.
+        intermediate: Rotates the issuer alone.
+        roll_back: Takes a rotation back.
+        redate: Gives a self-signed root a new end.
+        enable: Gives a mesh its CA in the first place.
+    """
+
+    root: str
+    root_name: str
+    roll_back: str
+    intermediate: str = ""
+    redate: str = ""
+    enable: str = ""
+
+
+FLOWS: Final = {
+    System.LINKERD: Flows(
+        "flows.linkerd.rotate_trust_anchor", "linkerd-trust-anchor", roll_back="flows.linkerd.roll_back"
+    ),
+    System.ISTIO: Flows(
+        "flows.istio.rotate_root",
+        "istio-root",
+        roll_back="flows.istio.roll_back",
+        intermediate="flows.istio.rotate_intermediate",
+        redate="flows.istio.redate_root",
+    ),
+    System.AKS_ISTIO: Flows(
+        "flows.aks_istio.rotate_root",
+        "aks-istio-root",
+        roll_back="flows.aks_istio.roll_back",
+        intermediate="flows.aks_istio.rotate_intermediate",
+        enable="flows.aks_istio.enable_plugin_ca",
+    ),
+}
+
+# Names in Prefect of everything that rotates: `system-*`.
+ROTATIONS: Final = tuple(f"{system.value}-*" for system in System)
