@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from capstan.cluster.resources import (
@@ -49,12 +49,14 @@ class Place:
         namespace: Of a ConfigMap; empty for what has none.
         roots: What stands there; None if nothing readable does.
         problem: Why it could not be read; empty if it was.
+        revision: Of a webhook configuration: whose istiod the API server calls by it; empty for the others.
     """
 
     name: str
     namespace: str
     roots: Bundle | None
     problem: str = ""
+    revision: str = ""
 
     @property
     def fingerprints(self) -> frozenset[Fingerprint]:
@@ -139,7 +141,7 @@ def _webhooks(cluster: Cluster, layout: Layout, resource: Resource, troubles: li
         if revision not in live:
             troubles.append(f"{name} belongs to revision {revision}, which has no istiod: nobody keeps its caBundle")
             continue
-        yield _hooked(name, hooks)
+        yield replace(_hooked(name, hooks), revision=revision)
 
 
 def _is_ours(hook: Mapping[str, object], namespace: str) -> bool:
