@@ -21,7 +21,7 @@ from capstan.cluster.portforward import PodStream
 from capstan.errors import InvalidInput, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -108,6 +108,8 @@ def tls_peer(
     sni: str,
     *,
     client_certificate: ClientCertificate | None = None,
+    alpn: Sequence[bytes] = (),
+    ping: bytes = PING,
     timeout: float = 10.0,
 ) -> PeerCertificate | TlsRefused:
     """Handshake with a pod's port.
@@ -115,6 +117,8 @@ def tls_peer(
     Args:
         sni: Server name to ask for.
         client_certificate: Presented if the server asks; then the server's verdict on it is waited for.
+        alpn: Protocols to offer, the preferred one first; none if empty.
+        ping: What to send, so that a server which accepts the certificate has something to answer.
         timeout: Seconds for all of it.
 
     Raises:
@@ -125,12 +129,14 @@ def tls_peer(
     context.set_verify(SSL.VERIFY_NONE, _accept)
     context.set_cipher_list(b"DEFAULT:@SECLEVEL=0")  # a weak certificate is to be seen, not hidden by an error
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    if alpn:
+        context.set_alpn_protos(list(alpn))
     if client_certificate is not None:
         client_certificate.use(context)
     deadline = cluster.clock() + timeout
     with PodStream(cluster, namespace, pod, port, timeout=timeout) as stream:
         session = _Session(SSL.Connection(context, None), stream, cluster, deadline)
-        return session.run(sni, wait_for_verdict=client_certificate is not None)
+        return session.run(sni, ping=ping if client_certificate is not None else b"")
 
 
 def _accept(_connection: object, _certificate: object, _error: int, _depth: int, _ok: int) -> bool:
@@ -146,13 +152,13 @@ class _Session:
         self.cluster = cluster
         self.deadline = deadline
 
-    def run(self, sni: str, *, wait_for_verdict: bool) -> PeerCertificate | TlsRefused:
+    def run(self, sni: str, *, ping: bytes) -> PeerCertificate | TlsRefused:
         self.connection.set_tlsext_host_name(sni.encode("ascii"))
         self.connection.set_connect_state()
         try:
             self._pump(self.connection.do_handshake)
-            if wait_for_verdict:
-                self.connection.send(PING)
+            if ping:
+                self.connection.send(ping)
                 self._pump(lambda: self.connection.recv(CHUNK))
         except SSL.Error as error:
             return TlsRefused(self._alert(error), self._chain())

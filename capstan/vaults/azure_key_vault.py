@@ -48,7 +48,7 @@ from capstan.vaults.base import (
     checked_tags,
     destroyed_already,
 )
-from capstan.vaults.errors import mapped
+from capstan.vaults.errors import calling
 from capstan.vaults.material import Material
 
 if TYPE_CHECKING:
@@ -85,23 +85,8 @@ class AzureKeyVault:
         sleep: Callable[[float], None] = time.sleep,
         **client_options: Any,
     ) -> None:
-        parts = urlsplit(url)
-        if (
-            parts.scheme != "https"
-            or not parts.hostname
-            or parts.path not in ("", "/")
-            or parts.query
-            or parts.username
-        ):
-            raise InvalidInput("not the URL of a Key Vault", observed=url, expected="https://NAME.vault.azure.net")
-        if credential is None:
-            from azure.identity import DefaultAzureCredential
-
-            credential = DefaultAzureCredential()
-        self._url = url.rstrip("/")
+        self._url, self._client = secret_client(url, credential, **client_options)
         self._sleep = sleep
-        options = {"retry_total": 0, "connection_timeout": 10, "read_timeout": 30} | client_options
-        self._client = SecretClient(self._url, credential, **options)
 
     @property
     def url(self) -> str:
@@ -230,14 +215,7 @@ class AzureKeyVault:
         return f"secret {name} in {self._url}"
 
     def _call(self, what: str, where: str, request: Callable[[], T]) -> T:
-        try:
-            return request()
-        except CapstanError:
-            raise
-        except Exception as error:  # noqa: BLE001 - everything the client raises is mapped; nothing is swallowed
-            problem = mapped(error, what, where)
-        # Outside the handler: Azure's exception holds the request, and with it the secret, so it is not chained.
-        raise problem
+        return calling(what, where, request)
 
     def _set(self, name: str, material: Material, tags: Mapping[str, str]) -> Retryable | None:
         """Store a version. An error after which it may be stored all the same is returned, not raised."""
@@ -346,6 +324,29 @@ class AzureKeyVault:
             created=properties.created_on or _LONG_AGO,
             state=State.ENABLED if enabled else State.DESTROYED if DESTROYED_TAG in tags else State.DISABLED,
         )
+
+
+def secret_client(
+    url: str, credential: TokenCredential | None = None, **client_options: Any
+) -> tuple[str, SecretClient]:
+    """The vault's URL without a trailing slash, and a client that never repeats a request by itself.
+
+    Args:
+        credential: How to authenticate; default: azure-identity's DefaultAzureCredential.
+        client_options: Further arguments of SecretClient, such as `connection_verify`.
+
+    Raises:
+        InvalidInput: Not the URL of a Key Vault.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
+        raise InvalidInput("not the URL of a Key Vault", observed=url, expected="https://NAME.vault.azure.net")
+    if credential is None:
+        from azure.identity import DefaultAzureCredential
+
+        credential = DefaultAzureCredential()
+    options = {"retry_total": 0, "connection_timeout": 10, "read_timeout": 30} | client_options
+    return url.rstrip("/"), SecretClient(url.rstrip("/"), credential, **options)
 
 
 def _belongs(version: Reference, tags: Mapping[str, str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from azure.core.exceptions import (
     AzureError,
@@ -31,8 +31,27 @@ from capstan.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 # Deletion and recovery take the service some seconds ("Key Vault soft-delete": wait a few seconds and try again).
 _DELETION_DELAY = 10.0
+
+
+def calling(what: str, where: str, request: Callable[[], T]) -> T:
+    """The request's answer; whatever Azure's client raises becomes one of ours.
+
+    Args:
+        what: What fails if it does, as one clause.
+        where: The secret and vault.
+    """
+    try:
+        return request()
+    except CapstanError:
+        raise
+    except Exception as error:  # noqa: BLE001 - everything the client raises is mapped; nothing is swallowed
+        problem = mapped(error, what, where)
+    # Outside the handler: Azure's exception holds the request, and with it the secret, so it is not chained.
+    raise problem
 
 
 def mapped(error: Exception, what: str, where: str, *, now: Callable[[], float] = time.time) -> CapstanError:

@@ -82,6 +82,7 @@ def observe(
     *,
     concurrency: int = CONCURRENCY,
     timeout: float = PEER_TIMEOUT,
+    control_plane_only: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> View:
     """Read one cluster's Istio.
@@ -91,6 +92,7 @@ def observe(
         known: Roots and issuers to recognise besides those found.
         concurrency: Proxies read at a time.
         timeout: Seconds for each question to a proxy or an istiod.
+        control_plane_only: Leave all proxies out: for waits on istiod, of which there are few.
 
     Raises:
         NotFound: No Istio in that namespace. Other CapstanErrors: the API cannot be read at all.
@@ -111,17 +113,20 @@ def observe(
     issuer_chain = _issuer_chain(files, source, troubles)
     certificates.add(issuer_chain)
     # 2. Who is there: one paged list.
-    meshed = [pod for pod in cluster.list(PODS).items if not has_ended(pod) and _is_meshed(pod)]
+    pods = () if control_plane_only else cluster.list(PODS).items
+    meshed = [pod for pod in pods if not has_ended(pod) and _is_meshed(pod)]
     # 3. What each istiod signs with, and what each proxy holds.
     signers = read_istiods(cluster, layout, timeout=timeout, concurrency=concurrency)
     readings = _read_all(cluster, meshed, timeout, concurrency)
     who = partial(
         read_connections, cluster, [_ref(signer.pod) for signer in signers], timeout=timeout, concurrency=concurrency
     )
-    connected = who()
-    troubles += connected.troubles
-    born, strangers = _unlisted(cluster, connected.proxies, meshed, who)
-    readings += _read_all(cluster, born, timeout, concurrency)
+    strangers: frozenset[tuple[str, str]] = frozenset()
+    if not control_plane_only:
+        connected = who()
+        troubles += connected.troubles
+        born, strangers = _unlisted(cluster, connected.proxies, meshed, who)
+        readings += _read_all(cluster, born, timeout, concurrency)
     # 4. Who issued what, and where it leads, now that every root is known.
     for signer in signers:
         certificates.add((*signer.chain, *(signer.roots or ())))

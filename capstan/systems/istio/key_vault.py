@@ -1,0 +1,283 @@
+"""The plug-in CA of the AKS Istio add-on: four Key Vault secrets, brought to istiod by the secrets-store CSI driver.
+
+The driver fetches each object by itself, so istiod can see any mixture of old and new (a torn read). A mixture that
+does not fit together is dropped by a running istiod, which keeps its old state; one that starts with it fails. So what
+is written is ordered such that as many of the moments in between as possible fit together:
+
+- roots that are added go first, roots that are removed go last: every signer has its root at every moment;
+- of the signer, the chain goes first where the old certificate verifies through it; certificate and key are adjacent.
+
+Everything is checked for all four before the first is written, and a run that dies in between is continued by the next:
+each secret is written only where its latest version differs.
+Source: AKS documentation, "Plug in CA certificates for the Istio-based service mesh add-on"; secrets-store-csi-driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from capstan.errors import CapstanError, InvalidInput, NotFound
+from capstan.pki.bundle import Bundle
+from capstan.pki.keys import PrivateKey
+from capstan.pki.verify import verify_issuer
+from capstan.systems.base import Change
+from capstan.systems.istio import forms
+from capstan.systems.istio.planning import planned
+from capstan.systems.istio.preflight import verify_files
+from capstan.systems.istio.source import CaFiles, Mode
+from capstan.systems.istio.texts import certificates_of
+from capstan.vaults.secret_texts import SecretTexts, require_fits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from azure.core.credentials import TokenCredential
+
+    from capstan.cluster.client import Cluster
+    from capstan.config import PluginCa
+    from capstan.systems.base import IssuerMaterial
+    from capstan.systems.istio.planning import Planned
+    from capstan.trust.observation import Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectNames:
+    """Names of the four secrets in the vault."""
+
+    root_cert: str = "root-cert"
+    ca_cert: str = "ca-cert"
+    ca_key: str = "ca-key"
+    cert_chain: str = "cert-chain"
+
+    @property
+    def all(self) -> tuple[str, str, str, str]:
+        """In the order root, certificate, key, chain."""
+        return self.root_cert, self.ca_cert, self.ca_key, self.cert_chain
+
+
+class KeyVaultSource:
+    """See `CaSource`.
+
+    Args:
+        cluster_name: For messages.
+        now: The wall clock, aware UTC.
+
+    Attributes:
+        tags: Kept with every version that is written, such as the rotation's id.
+    """
+
+    mode = Mode.KEY_VAULT
+
+    def __init__(
+        self,
+        vault: SecretTexts,
+        names: ObjectNames,
+        *,
+        cluster_name: str,
+        now: Callable[[], datetime],
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.vault = vault
+        self.names = names
+        self.tags = dict(tags or {})
+        self._cluster_name = cluster_name
+        self._now = now
+
+    @property
+    def where(self) -> str:
+        """`secrets root-cert, ca-cert, ca-key, cert-chain in https://NAME.vault.azure.net (cluster east)`."""
+        return f"secrets {', '.join(self.names.all)} in {self.vault.url} (cluster {self._cluster_name})"
+
+    def read(self) -> CaFiles:
+        """See `CaSource.read`."""
+        return self._read()[0]
+
+    def read_issuer(self) -> IssuerMaterial:
+        """See `CaSource.read_issuer`."""
+        files, _, key = self._read()
+        return forms.material_of(files, self._key(key), self.where)
+
+    def versions(self) -> dict[str, str]:
+        """The latest version of each of the four secrets, by name: what every istiod's volume has to come to hold."""
+        return self._read()[1]
+
+    def ensure(self, *, root_cert: str | None = None, issuer: IssuerMaterial | None = None) -> tuple[Change, ...]:
+        """See `CaSource.ensure`. One change per secret, in the order of writing.
+
+        Raises:
+            InvalidInput: A secret is disabled or deleted, or a text too large. Nothing was written.
+            Denied, Throttled, Unreachable, ServerFault: As the vault; what was written stays, and the same call goes on
+                from there.
+        """
+        # 1. What is there, and what is to be.
+        present, versions, key_text = self._read()
+        old_key = self._key_or_none(key_text)
+        plan = planned(present, old_key, root_cert=root_cert, issuer=issuer, where=self.where, now=self._now())
+        # 2. Would istiod start with it, and take it? Would the vault?
+        if plan.why:
+            verify_files(plan.files, plan.key, self.where, now=self._now())
+        same_key = old_key is not None and plan.key == old_key
+        wanted = self._texts(plan, key_text if same_key else plan.key.pem().decode("ascii"))
+        require_fits(wanted, self.vault.url)
+        held = {
+            self.names.root_cert: present.root_cert, self.names.ca_cert: present.ca_cert,
+            self.names.cert_chain: present.cert_chain, self.names.ca_key: key_text,
+        }  # fmt: skip
+        # 3. Write what differs, in the order that keeps the moments in between whole.
+        changes = []
+        for name in self.order(present, plan):
+            before = self._fingerprints(name, held[name])
+            if held[name] == wanted[name]:
+                changes.append(Change(self._place(name), before, before, False, versions[name], versions[name]))
+                continue
+            after = self._fingerprints(name, wanted[name])
+            written, wrote = self.vault.put(name, wanted[name], self.tags, fingerprint=after[0] if after else "")
+            changes.append(Change(self._place(name), before, after, wrote, versions[name], written.version, plan.why))
+        return tuple(changes)
+
+    def create(self, files: CaFiles, key: PrivateKey) -> tuple[Change, ...]:
+        """Make the four secrets for an add-on that is not enabled yet; idempotent, as `ensure`.
+
+        Raises:
+            As `verify_files`, and as `ensure`.
+        """
+        verify_files(files, key, self.where, now=self._now())
+        wanted = {
+            self.names.root_cert: files.root_cert, self.names.cert_chain: files.cert_chain,
+            self.names.ca_cert: files.ca_cert, self.names.ca_key: key.pem().decode("ascii"),
+        }  # fmt: skip
+        require_fits(wanted, self.vault.url)
+        changes = []
+        for name, text in wanted.items():
+            before = self.vault.find(name)
+            held = self._fingerprints(name, before.text) if before else ()
+            after = self._fingerprints(name, text)
+            if before is not None and name == self.names.ca_key and self._key_or_none(before.text) == key:
+                changes.append(Change(self._place(name), held, held, False, before.version, before.version))
+                continue
+            written, wrote = self.vault.put(name, text, self.tags, fingerprint=after[0] if after else "")
+            version = before.version if before else ""
+            changes.append(
+                Change(self._place(name), held, after, wrote, version, written.version, "it is made" if wrote else "")
+            )
+        return tuple(changes)
+
+    def order(self, present: CaFiles, plan: Planned) -> tuple[str, ...]:
+        """The names in the order of writing."""
+        names = self.names
+        signer = (names.ca_cert, names.ca_key)
+        chain_first = self._fits(present, plan.files.cert_chain)
+        group = (names.cert_chain, *signer) if chain_first else (*signer, names.cert_chain)
+        with contextlib.suppress(CapstanError):
+            old = Bundle(certificates_of(present.root_cert, self.where)).fingerprints
+            new = Bundle(certificates_of(plan.files.root_cert, self.where)).fingerprints
+            if old - new:
+                return (*group, names.root_cert)
+        return (names.root_cert, *group)
+
+    def _fits(self, present: CaFiles, new_chain: str) -> bool:
+        """Whether the present signing certificate verifies with the chain that is to be."""
+        try:
+            signer = certificates_of(present.ca_cert, self.where)[0]
+            roots = Bundle(certificates_of(present.root_cert, self.where))
+            above = [each for each in certificates_of(new_chain, self.where) if each not in roots]
+            verify_issuer(signer, roots, self._now(), above)
+        except (CapstanError, IndexError):
+            return False
+        return True
+
+    def _read(self) -> tuple[CaFiles, dict[str, str], str]:
+        """The public texts, the versions by name, and the key's text."""
+        found = {}
+        for name in self.names.all:
+            try:
+                found[name] = self.vault.latest(name)
+            except NotFound as error:
+                raise NotFound(
+                    "a secret of the add-on's CA is not in the vault", where=self.vault.where(name),
+                    observed=error.observed, expected="the four secrets that the add-on was enabled with",
+                    next_command=f"az keyvault secret list-deleted --id {self.vault.url} (az keyvault secret recover), "
+                    "or enable the plug-in CA first",
+                ) from error  # fmt: skip
+        versions = {name: secret.version for name, secret in found.items()}
+        names = self.names
+        files = CaFiles(
+            found[names.root_cert].text, found[names.ca_cert].text, found[names.cert_chain].text,
+            ",".join(f"{name}@{version}" for name, version in sorted(versions.items())),
+        )  # fmt: skip
+        return files, versions, found[names.ca_key].text
+
+    def _texts(self, plan: Planned, key_text: str) -> dict[str, str]:
+        names, files = self.names, plan.files
+        return {
+            names.root_cert: files.root_cert, names.ca_cert: files.ca_cert,
+            names.cert_chain: files.cert_chain, names.ca_key: key_text,
+        }  # fmt: skip
+
+    def _place(self, name: str) -> str:
+        return f"secret {name} in {self.vault.url}"
+
+    def _key(self, text: str) -> PrivateKey:
+        return PrivateKey.parse(text, self.vault.where(self.names.ca_key))
+
+    def _key_or_none(self, text: str) -> PrivateKey | None:
+        try:
+            return self._key(text)
+        except CapstanError:
+            return None
+
+    def _fingerprints(self, name: str, text: str) -> tuple[Fingerprint, ...]:
+        """Of certificates; of a key, that of its public half. What cannot be read counts as none."""
+        if name == self.names.ca_key:
+            key = self._key_or_none(text)
+            return (key.spki_sha256,) if key else ()
+        try:
+            return tuple(dict.fromkeys(each.fingerprint for each in certificates_of(text, self._place(name))))
+        except CapstanError:
+            return ()
+
+
+def open_key_vault(
+    cluster: Cluster,
+    plugin_ca: PluginCa,
+    *,
+    now: Callable[[], datetime],
+    credential: TokenCredential | None = None,
+) -> KeyVaultSource:
+    """The four secrets of one cluster's add-on.
+
+    Args:
+        plugin_ca: With a cluster id, vault and names are what the cluster's profile says; a vault's URL given beside it
+            wins (a private endpoint, another cloud).
+        credential: Default: azure-identity's DefaultAzureCredential.
+
+    Raises:
+        InvalidInput: Nothing names the vault, or the add-on has no plug-in CA. Others: as Azure's API.
+    """
+    names = ObjectNames(plugin_ca.root_cert, plugin_ca.ca_cert, plugin_ca.ca_key, plugin_ca.cert_chain)
+    url = plugin_ca.key_vault
+    if plugin_ca.cluster_id:
+        # Imported here: a vault that is named needs no look at the cluster's profile.
+        from capstan.systems.aks.arm import open_arm
+        from capstan.systems.aks.profile import read_profile
+
+        arm = open_arm(plugin_ca.cluster_id, credential)
+        profile = read_profile(arm)
+        plugin = profile.required_plugin()
+        names = ObjectNames(plugin.root_cert, plugin.ca_cert, plugin.ca_key, plugin.cert_chain)
+        url = url or plugin.vault_url
+    if not url:
+        raise InvalidInput(
+            "nothing says where the add-on's CA is kept", where=f"cluster {cluster.name}", observed="no key_vault",
+            expected="plugin_ca.cluster_id or plugin_ca.key_vault in the inventory",
+        )  # fmt: skip
+    if len(set(names.all)) != len(names.all):
+        raise InvalidInput(
+            "two of the four secrets have one name", where=urlsplit(url).hostname or url, observed=", ".join(names.all),
+            expected="four names",
+        )  # fmt: skip
+    return KeyVaultSource(SecretTexts(url, credential), names, cluster_name=cluster.name, now=now)
