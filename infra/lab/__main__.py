@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 from infra.lab import workloads
+from infra.lab.aks.install import DELIVERIES, AksOptions
 from infra.lab.client import ApiError
+from infra.lab.istio import manifests as istio
 from infra.lab.linkerd import manifests
 from infra.lab.linkerd.issuer import SCHEME_FILES
 from infra.lab.linkerd.metrics import minor_version
@@ -28,30 +30,52 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--size", choices=sorted(workloads.SIZES), default="demo", help="of the sample workloads")
     up.add_argument("--nodes", type=int, default=3, help="kubelets to run")
     up.add_argument("--port", type=int, default=0, help="of the API server; 0 takes a free one")
-    up.add_argument("--leaf-seconds", type=int, default=24, help="issuance lifetime of leaves")
+    up.add_argument("--leaf-seconds", type=int, help="lifetime of leaves; 24 (Linkerd) or 40 (Istio) by default")
+    up.add_argument("--control-plane-replicas", type=int, help="1 (Linkerd) or 2 (Istio) by default")
+    up.add_argument("--probes-per-second", type=float, default=DEFAULT_RATE, help="new mTLS connections")
+    up.add_argument("--verbose", action="store_true", help="log what the lab's parts do")
+    _linkerd(up.add_argument_group("linkerd"))
+    _istio(up.add_argument_group("istio, aks-istio"))
+    return parser
+
+
+def _linkerd(up: argparse._ArgumentGroup) -> None:
     up.add_argument("--skew-seconds", type=int, default=1, help="clock-skew allowance of leaves")
     up.add_argument("--min-refresh", default="1s", help="floor of the proxies' renewal interval (Go duration)")
     up.add_argument("--linkerd-version", default=manifests.DEFAULT_VERSION, help="version to behave as")
     up.add_argument("--scheme", choices=sorted(SCHEME_FILES), default="linkerd.io/tls", help="of the issuer Secret")
     up.add_argument("--no-native-sidecar", action="store_true", help="put linkerd-proxy into spec.containers")
-    up.add_argument("--control-plane-replicas", type=int, default=1)
-    up.add_argument("--probes-per-second", type=float, default=DEFAULT_RATE, help="new mTLS connections")
-    up.add_argument("--verbose", action="store_true", help="log what the lab's parts do")
-    return parser
+
+
+def _istio(up: argparse._ArgumentGroup) -> None:
+    up.add_argument("--ca", choices=istio.CA_MODES, default=istio.PLUGIN, help="where istiod's CA comes from")
+    up.add_argument("--istio-version", help=f"version to behave as; {istio.DEFAULT_VERSION}, or 1.4.3 with Citadel")
+    up.add_argument("--revision", default="default", help="of the control plane")
+    up.add_argument("--multiroot", action="store_true", help="ISTIO_MULTIROOT_MESH of istiod")
+    up.add_argument("--xds-agent", action="store_true", help="PROXY_CONFIG_XDS_AGENT of every proxy")
+    up.add_argument("--tls-secret", action="store_true", help="Secret cacerts in the form of kubernetes.io/tls")
+    up.add_argument("--no-ski", action="store_true", help="CA certificates without key identifiers")
+    up.add_argument("--ambient", action="store_true", help="ztunnel on every node, and an ambient namespace")
+    up.add_argument("--envoys", type=int, default=0, help="pods that run a real Envoy")
+    up.add_argument("--revisions", help="of the AKS add-on, e.g. asm-1-29,asm-1-30")
+    up.add_argument("--ca-delivery", choices=DELIVERIES, default="csi", help="how the AKS add-on's CA comes to istiod")
+    up.add_argument("--not-enabled", action="store_true", help="leave it to Resource Manager to enable the add-on")
 
 
 def options(arguments: argparse.Namespace) -> Options:
     """The options behind parsed arguments."""
     minor_version(arguments.linkerd_version)
+    replicas = arguments.control_plane_replicas
     linkerd = manifests.Options(
         version=arguments.linkerd_version,
-        leaf_seconds=arguments.leaf_seconds,
+        leaf_seconds=arguments.leaf_seconds or 24,
         skew_seconds=arguments.skew_seconds,
         min_refresh=arguments.min_refresh,
         scheme=arguments.scheme,
         native_sidecar=not arguments.no_native_sidecar,
-        replicas=arguments.control_plane_replicas,
+        replicas=1 if replicas is None else replicas,
     )
+    leaf_seconds = arguments.leaf_seconds or istio.DEFAULT_LEAF_SECONDS
     return Options(
         directory=arguments.dir.absolute(),
         system=arguments.system,
@@ -61,6 +85,29 @@ def options(arguments: argparse.Namespace) -> Options:
         port=arguments.port,
         probes_per_second=arguments.probes_per_second,
         linkerd=linkerd,
+        istio=istio.Options(
+            version=arguments.istio_version or istio.default_version(arguments.ca),
+            revision=arguments.revision,
+            ca=arguments.ca,
+            tls_secret=arguments.tls_secret,
+            identifiers=not arguments.no_ski,
+            multiroot=arguments.multiroot,
+            xds_agent=arguments.xds_agent,
+            leaf_seconds=leaf_seconds,
+            replicas=2 if replicas is None else replicas,
+            ambient=arguments.ambient,
+            envoys=arguments.envoys,
+        ),
+        aks=AksOptions(
+            revisions=tuple(filter(None, (arguments.revisions or "").split(","))),
+            ca_delivery=arguments.ca_delivery,
+            xds_agent=arguments.xds_agent,
+            leaf_seconds=leaf_seconds,
+            replicas=2 if replicas is None else replicas,
+            identifiers=not arguments.no_ski,
+        ),
+        aks_envoys=arguments.envoys,
+        aks_enabled=not arguments.not_enabled,
     )
 
 

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 JSON = dict[str, Any]
 
-_CLUSTER_SCOPED = {"Namespace", "ClusterRole", "ClusterRoleBinding", "MutatingWebhookConfiguration"}
+_CLUSTER_SCOPED = {
+    *("Namespace", "ClusterRole", "ClusterRoleBinding"),
+    *("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"),
+}
 _IRREGULAR = {"MutatingWebhookConfiguration": "mutatingwebhookconfigurations"}
 
 

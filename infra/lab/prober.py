@@ -1,8 +1,9 @@
 """The prober: new mTLS connections between random live pods, all the time; what it counts is the only verdict.
 
 Each attempt takes one meshed pod as client, with exactly the roots and the leaf its proxy holds at that instant, and
-dials the real inbound listener of another one: TLS 1.3, no resumption, the server's name verified. One byte is echoed,
-because in TLS 1.3 a server's refusal of the client certificate shows only after the client's handshake is done.
+dials the real inbound listener of another one, the way the mesh does it: no resumption, the server's name verified. One
+byte is echoed, because in TLS 1.3 a server's refusal of the client certificate shows only after the client's handshake
+is done.
 
 Kubernetes sends no new traffic to a pod that is not Ready or is being deleted, so such pods are not chosen; an attempt
 during which either end begins to go away is not counted at all. Every other failure is counted and kept.
@@ -11,24 +12,26 @@ during which either end begins to go away is not counted at all. Every other fai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cryptography.exceptions import InvalidSignature
 
 from infra.lab import pki
 from infra.lab.linkerd import httpd
-from infra.lab.linkerd.proxy import INBOUND_PORT
 from infra.lab.services import is_ready
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cryptography import x509
+
     from infra.lab.client import Informer
-    from infra.lab.linkerd.material import Material
-    from infra.lab.linkerd.mesh import Mesh
-    from infra.lab.linkerd.proxy import Proxy
+    from infra.lab.kubelet.runtime import Container
     from infra.lab.outage import Outages
 
 DEFAULT_RATE = 60.0
@@ -39,6 +42,72 @@ MAX_KEPT_FAILURES = 20_000
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Material(Protocol):
+    """What a proxy presents: everything but its key, which is the mesh's business."""
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The certificate presented."""
+
+    @property
+    def chain(self) -> Sequence[x509.Certificate]:
+        """Leaf first, then what it sends along."""
+
+
+class Proxy(Protocol):
+    """A proxy of whatever mesh, as far as the prober is concerned."""
+
+    @property
+    def container(self) -> Container:
+        """Its container: pod, address, node."""
+
+    @property
+    def name(self) -> str:
+        """Its mesh identity."""
+
+    @property
+    def uid(self) -> str:
+        """The pod's uid."""
+
+    @property
+    def kind(self) -> str:
+        """What it is: linkerd-proxy; light, envoy or gateway."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether other proxies connect to it."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it has been asked to end."""
+
+    @property
+    def roots(self) -> Sequence[x509.Certificate]:
+        """What it trusts now."""
+
+    @property
+    def material(self) -> Material | None:
+        """What it presents now; None before its first leaf."""
+
+
+class Mesh(Protocol):
+    """All proxies of a lab, and how two of them shake hands."""
+
+    @property
+    def proxies(self) -> Mapping[str, Proxy]:
+        """Running proxies by pod uid."""
+
+    async def handshake(self, material: Any, server: Any) -> None:
+        """A new connection from whoever holds `material` to `server` (a Material and a Proxy of this mesh).
+
+        Raises:
+            OSError, EOFError: It failed.
+        """
+
+    def others(self) -> list[dict[str, Any]]:
+        """What holds certificates without being a pod's own proxy, as GET /pods shows it."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +216,15 @@ class Prober:
     def _choose(self) -> tuple[Proxy, Proxy] | None:
         """A client and a server that Kubernetes would send traffic between; None if two tries per pod found none."""
         candidates = list(self._mesh.proxies.values())
-        chosen: list[Proxy] = []
+        client: Proxy | None = None
         for _ in range(2 * len(candidates)):
             proxy = self._rng.choice(candidates)
-            if proxy not in chosen and self._takes_traffic(proxy):
-                chosen.append(proxy)
-                if len(chosen) == 2:
-                    return chosen[0], chosen[1]
+            if proxy is client or not self._takes_traffic(proxy):
+                continue
+            if client is None:
+                client = proxy
+            elif proxy.serves:
+                return client, proxy
         return None
 
     def _takes_traffic(self, proxy: Proxy) -> bool:
@@ -169,7 +240,7 @@ class Prober:
             return
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                await _handshake(material, server)
+                await self._mesh.handshake(material, server)
             error = ""
         except (OSError, TimeoutError, EOFError) as failure:  # ssl.SSLError is an OSError
             error = f"{type(failure).__name__}: {failure}"
@@ -182,26 +253,10 @@ class Prober:
         if error:
             self.counts.failed += 1
             if len(self.counts.failures) < MAX_KEPT_FAILURES:
-                known = _issuer_fingerprints(self._mesh)
+                known = _issuers(self._mesh)
                 self.counts.failures.append(
                     Failure(_now(), _party(client, material, known), _party(server, server.material, known), error)
                 )
-
-
-async def _handshake(material: Material, server: Proxy) -> None:
-    reader, writer = await asyncio.open_connection(
-        server.container.ip, INBOUND_PORT, ssl=material.client, server_hostname=server.name
-    )
-    try:
-        writer.write(b"?")
-        await writer.drain()
-        if await reader.readexactly(1) != b"?":
-            raise ConnectionError("the echoed byte is another one")
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(1.0):
-                await writer.wait_closed()
 
 
 # --- what others can ask --------------------------------------------------------------------------------------------
@@ -230,20 +285,22 @@ class Control:
                 self._prober.reset()
                 return httpd.Response.json(before)
             case "GET", "/pods":
-                known = _issuer_fingerprints(self._mesh)
-                return httpd.Response.json([_describe(proxy, known) for proxy in self._mesh.proxies.values()])
+                known = _issuers(self._mesh)
+                found = [_describe(proxy, known) for proxy in self._mesh.proxies.values()]
+                return httpd.Response.json(found + self._mesh.others())
             case "POST", "/outage":
                 return self._outages.begin(request.body)
             case _:
                 return httpd.NOT_FOUND
 
 
-def _describe(proxy: Proxy, known: dict[bytes, str]) -> dict[str, Any]:
+def _describe(proxy: Proxy, known: Sequence[x509.Certificate]) -> dict[str, Any]:
     """What a proxy truly holds; full fingerprints."""
     found: dict[str, Any] = {
         "namespace": proxy.container.namespace,
         "pod": proxy.container.pod_name,
         "uid": proxy.uid,
+        "kind": proxy.kind,
         "ip": proxy.container.ip,
         "node": proxy.container.node,
         "identity": proxy.name,
@@ -255,7 +312,7 @@ def _describe(proxy: Proxy, known: dict[bytes, str]) -> dict[str, Any]:
         leaf = proxy.material.leaf
         found["leaf"] = {
             "fingerprint": pki.fingerprint(leaf),
-            "issuer": known.get(pki.authority_key(leaf), ""),
+            "issuer": issuer_fingerprint(leaf, known),
             "serial": leaf.serial_number,
             "not_before": leaf.not_valid_before_utc.isoformat(),
             "not_after": leaf.not_valid_after_utc.isoformat(),
@@ -263,22 +320,43 @@ def _describe(proxy: Proxy, known: dict[bytes, str]) -> dict[str, Any]:
     return found
 
 
-def _party(proxy: Proxy, material: Material | None, known: dict[bytes, str]) -> Party:
+def _party(proxy: Proxy, material: Material | None, known: Sequence[x509.Certificate]) -> Party:
     roots = [pki.fingerprint(root)[:12] for root in proxy.roots]
     if material is None:
         return Party(_pod_name(proxy), roots, "", "", "")
     leaf = material.leaf
-    issuer = known.get(pki.authority_key(leaf), "")[:12]
+    issuer = issuer_fingerprint(leaf, known)[:12]
     return Party(_pod_name(proxy), roots, pki.fingerprint(leaf)[:12], issuer, leaf.not_valid_after_utc.isoformat())
 
 
-def _issuer_fingerprints(mesh: Mesh) -> dict[bytes, str]:
-    """Fingerprints of the issuers in the proxies' chains, by subject key identifier."""
-    found: dict[bytes, str] = {}
+def _issuers(mesh: Mesh) -> list[x509.Certificate]:
+    """The issuers in the proxies' chains, and their roots: one of them has signed each leaf."""
+    found: dict[x509.Certificate, None] = {}
     for proxy in mesh.proxies.values():
-        for issuer in proxy.material.chain[1:] if proxy.material is not None else ():
-            found[pki.subject_key(issuer)] = pki.fingerprint(issuer)
-    return found
+        if proxy.material is not None:
+            found |= dict.fromkeys(proxy.material.chain[1:])
+        found |= dict.fromkeys(proxy.roots)
+    return list(found)
+
+
+def issuer_fingerprint(leaf: x509.Certificate, known: Sequence[x509.Certificate]) -> str:
+    """Fingerprint of the certificate that has signed `leaf`, "" if it is not among them.
+
+    By key identifiers where both have them; else names cannot tell two issuers apart, and the signature decides.
+    """
+    authority = pki.authority_key(leaf)
+    for candidate in known:
+        own = pki.subject_key(candidate)
+        if authority and own:
+            if authority == own:
+                return pki.fingerprint(candidate)
+            continue
+        try:
+            leaf.verify_directly_issued_by(candidate)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return pki.fingerprint(candidate)
+    return ""
 
 
 def _pod_name(proxy: Proxy) -> str:

@@ -1,4 +1,4 @@
-"""A whole lab in one process: API server, controllers, kubelets, Linkerd, sample workloads, prober.
+"""A whole lab in one process: API server, controllers, kubelets, a trust system, sample workloads, prober.
 
 `Lab` is what `python -m infra.lab up` runs and what tests start in their own event loop. With a foreign kubeconfig it
 starts no API server of its own and is only a client of that cluster.
@@ -16,22 +16,28 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from infra.lab import workloads
+from infra.lab.aks.install import AksOptions
 from infra.lab.apiserver import ApiServer
 from infra.lab.client import KubeClient
 from infra.lab.controllers import Cluster, start_cluster
+from infra.lab.istio import manifests as istio
 from infra.lab.kubelet.runtime import Programs
-from infra.lab.linkerd import httpd, install, manifests
-from infra.lab.linkerd.mesh import Mesh
+from infra.lab.linkerd import httpd, manifests
 from infra.lab.outage import Outages
 from infra.lab.prober import DEFAULT_RATE, Control, Prober
 from infra.lab.services import ServiceAddresses, ServiceProxy
+from infra.lab.systems.aks_istio import AksIstio
+from infra.lab.systems.istio import Istio
+from infra.lab.systems.linkerd import Linkerd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SYSTEMS = ("linkerd", "none")
+    from infra.lab.prober import Mesh
+    from infra.lab.systems import System
+
+SYSTEMS = ("linkerd", "istio", "aks-istio", "none")
 FIRST_HANDSHAKES = 20
 READY_SECONDS = 60.0
 
@@ -42,12 +48,14 @@ class Options:
 
     Attributes:
         directory: Receives kubeconfig and lab.json when the lab is ready, and everything the lab keeps on disk.
-        system: linkerd or none.
+        system: linkerd, istio, aks-istio or none.
         kubeconfig: A cluster to run against; None starts one.
         size: Of the sample workloads: demo (45 meshed pods) or small.
         nodes: Number of kubelets.
         probes_per_second: New handshakes the prober makes.
-        linkerd: Choices of the installation, leaf lifetime among them.
+        linkerd, istio, aks: Choices of the installation that `system` names, leaf lifetime among them.
+        aks_envoys: How many of the AKS add-on's sample pods run a real Envoy.
+        aks_enabled: Whether the AKS add-on is enabled from the start.
     """
 
     directory: Path
@@ -58,6 +66,10 @@ class Options:
     port: int = 0
     probes_per_second: float = DEFAULT_RATE
     linkerd: manifests.Options = field(default_factory=manifests.Options)
+    istio: istio.Options = field(default_factory=istio.Options)
+    aks: AksOptions = field(default_factory=AksOptions)
+    aks_envoys: int = 0
+    aks_enabled: bool = True
 
 
 def _silent(_: str) -> None:
@@ -74,6 +86,7 @@ class Lab:
 
     def __init__(self, options: Options, *, progress: Callable[[str], None] = _silent) -> None:
         self.options = options
+        self.system: System = self._choose()
         self.mesh: Mesh | None = None
         self.prober: Prober | None = None
         self.api: ApiServer | None = None
@@ -126,6 +139,7 @@ class Lab:
             await self._outages.stop()
         if self._cluster is not None:
             await self._cluster.stop()
+        await self.system.stop()
         if self._client is not None:
             await self._client.close()
         if self.api is not None:
@@ -150,8 +164,9 @@ class Lab:
             "system": self.options.system,
             "size": self.options.size,
             "nodes": self.options.nodes,
-            "leaf_seconds": self.options.linkerd.leaf_seconds,
+            "leaf_seconds": self.system.leaf_seconds,
             "ready_seconds": round(time.monotonic() - self._began, 1),
+            **(self.system.describe() if self.options.system != "none" else {}),
         }
 
     async def _start(self) -> None:
@@ -163,10 +178,10 @@ class Lab:
             (directory / leftover).unlink(missing_ok=True)
         admin = await self._api_server()
         self._client = KubeClient.from_kubeconfig(admin, user_agent="lab-up")
-        # (2) Controllers and kubelets; the kubelets know Linkerd's images.
+        # (2) Controllers and kubelets; the kubelets know the trust system's images.
         programs = Programs()
-        self.mesh = Mesh(self._resolve)
-        self.mesh.register(programs)
+        await self.system.start(self._client, programs, directory)
+        self.mesh = self.system.mesh
         self._cluster = await start_cluster(
             admin,
             nodes=self.options.nodes,
@@ -180,16 +195,17 @@ class Lab:
         services, pods = informers.of("/api/v1/services"), informers.of("/api/v1/pods")
         self._services = ServiceProxy(services, pods)
         self._spawn(self._services.run(), "services")
-        # (4) Linkerd and its workloads.
-        if self.options.system == "linkerd":
-            await self._linkerd()
+        # (4) The trust system and its workloads.
+        if self.options.system != "none":
+            await self._install()
         # (5) The judge, and what others can ask.
         self.prober = Prober(self.mesh, pods, rate=self.options.probes_per_second)
         self._outages = Outages(self.api)
         await self._serve_control(Control(self.mesh, self.prober, self._outages))
-        if self.options.system == "linkerd":
+        if self.options.system != "none":
             self._spawn(self.prober.run(), "prober")
-            await self._first_handshakes(self.prober)
+            if self.options.system != "aks-istio" or self.options.aks_enabled:
+                await self._first_handshakes(self.prober)
         # (6) Tell the world, last.
         write_atomically(self.kubeconfig, admin.read_bytes(), mode=0o600)
         write_atomically(directory / "lab.json", json.dumps(self.describe(), indent=2).encode() + b"\n")
@@ -208,17 +224,28 @@ class Lab:
         self._say(f"API server on {self.api.url}")
         return self.api.kubeconfig
 
-    async def _linkerd(self) -> None:
-        client, options = self.client, self.options.linkerd
-        if await install.is_installed(client, options.namespace):
-            self._say("Linkerd is installed already; left as it is")
-            return
+    def _choose(self) -> System:
+        """The trust system; a lab with none still has kubelets that know Linkerd's images."""
+        match self.options.system:
+            case "istio":
+                return Istio(self.options.istio, self._resolve)
+            case "aks-istio":
+                return AksIstio(
+                    self.options.aks,
+                    self._resolve,
+                    envoys=self.options.aks_envoys,
+                    enabled=self.options.aks_enabled,
+                )
+            case _:
+                return Linkerd(self.options.linkerd, self._resolve)
+
+    async def _install(self) -> None:
         self._addresses = ServiceAddresses()
-        await install.install(client, options, install.mint(self._addresses, options.namespace))
-        self._say(f"Linkerd {options.version} with leaves of {options.leaf_seconds} s")
-        estate = workloads.SIZES[self.options.size]
-        await workloads.deploy(client, estate)
-        self._say(f"{estate.meshed_pods(self.options.nodes)} meshed pods in {len(estate.namespaces)} namespaces")
+        if not await self.system.install(self.client, self._addresses):
+            self._say(f"{self.system} is installed already; left as it is")
+            return
+        self._say(f"{self.system} with leaves of {self.system.leaf_seconds} s")
+        self._say(await self.system.deploy(self.client, self.options.size, self.options.nodes))
 
     async def _serve_control(self, control: Control) -> None:
         self._control = await httpd.start("127.0.0.1", 0, control.handle)

@@ -97,7 +97,9 @@ def envoy_statistics(material: Material | None, tls: Mapping[str, int], *, renew
     """The statistics that matter here, by Envoy's names."""
     listener = "listener.0.0.0.0_15006.ssl"
     names = ("connection_error", "fail_verify_cert_hash", "fail_verify_error", "fail_verify_no_cert", "fail_verify_san")
-    found: dict[str, float] = {f"{listener}.{name}": tls.get(name, 0) for name in (*names, "handshake", "no_certificate")}
+    found: dict[str, float] = {
+        f"{listener}.{name}": tls.get(name, 0) for name in (*names, "handshake", "no_certificate")
+    }
     days = 4294967295 if material is None else max((material.leaf.not_valid_after_utc - _now()).days, 0)
     found["server.days_until_first_cert_expiring"] = days
     found["server.live"] = int(material is not None)

@@ -72,4 +72,3 @@ def objects(options: Options, *, namespace: str = "", name: str = NAME, account:
             "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template},
         },
     ]
-

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 JSON = dict[str, Any]
 
 DEFAULT_VERSION = "1.30.1"
+DEFAULT_CITADEL_VERSION = "1.4.3"
 DEFAULT_LEAF_SECONDS = 40
 HUB = "docker.io/istio"
 PLUGIN, SELF_SIGNED, CITADEL = "plugin", "self-signed", "citadel"
@@ -136,6 +137,11 @@ class Material:
     address: str
     root: KeyPair | None = None
     intermediate: KeyPair | None = None
+
+
+def default_version(ca: str) -> str:
+    """The version to behave as, where none is asked for."""
+    return DEFAULT_CITADEL_VERSION if ca == CITADEL else DEFAULT_VERSION
 
 
 def encode(text: str) -> str:

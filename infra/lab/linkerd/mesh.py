@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 from infra.lab.kubelet.runtime import PROGRAMS, Container, Programs
 from infra.lab.linkerd import identity, injector
-from infra.lab.linkerd.proxy import LOCAL_NAME, TRUST_ANCHORS, Proxy
+from infra.lab.linkerd.proxy import INBOUND_PORT, LOCAL_NAME, TRUST_ANCHORS, Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from infra.lab.linkerd.material import Material
 
 CONTROLLER_IMAGE = "cr.l5d.io/linkerd/controller"
 PROXY_IMAGE = "cr.l5d.io/linkerd/proxy"
@@ -35,6 +38,30 @@ class Mesh:
         programs.register(CONTROLLER_IMAGE, _serve_nothing)
         programs.register(INIT_IMAGE, _exit_at_once)
         programs.register(PROXY_IMAGE, self._run_proxy)
+
+    async def handshake(self, material: Material, server: Proxy) -> None:
+        """One new mutual-TLS connection to a proxy's inbound port, its name verified, and one byte there and back.
+
+        Raises:
+            OSError, EOFError: It is refused, by either side, or answers with another byte.
+        """
+        reader, writer = await asyncio.open_connection(
+            server.container.ip, INBOUND_PORT, ssl=material.client, server_hostname=server.name
+        )
+        try:
+            writer.write(b"?")
+            await writer.drain()
+            if await reader.readexactly(1) != b"?":
+                raise ConnectionError("the echoed byte is another one")
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await writer.wait_closed()
+
+    def others(self) -> list[dict[str, Any]]:
+        """Holders of certificates that are no pod's own proxy: none."""
+        return []
 
     async def _run_proxy(self, container: Container) -> int:
         missing = [name for name in (LOCAL_NAME, TRUST_ANCHORS) if not container.env.get(name)]

@@ -46,11 +46,14 @@ INBOUND_PORTS = "LINKERD2_PROXY_INBOUND_PORTS"
 
 
 class Proxy:
-    """One running proxy.
+    """One running proxy. (The prober's `kind` and `serves`: all of Linkerd's proxies are of one kind and are dialled.)
 
     Args:
         resolve: Turns `host:port` of a cluster service into an address that can be dialled from here.
     """
+
+    kind = "linkerd-proxy"
+    serves = True
 
     def __init__(self, container: Container, resolve: Callable[[str], str]) -> None:
         env = container.env
