@@ -195,7 +195,7 @@ def certify_issuer(
 
 def mint_leaf(
     issuer: Minted,
-    dns_name: str,
+    name: str,
     now: datetime,
     *,
     validity: timedelta = timedelta(minutes=10),
@@ -203,24 +203,31 @@ def mint_leaf(
     key: PrivateKey | None = None,
     serial: int | None = None,
 ) -> Minted:
-    """Make a short-lived leaf of the shape linkerd-identity issues, for the probe that must be refused (or accepted).
+    """Make a short-lived leaf of the shape a mesh's CA issues, for the probe that must be refused (or accepted).
+
+    Args:
+        name: A DNS name (Linkerd), or a SPIFFE id (Istio).
 
     Raises:
         InvalidInput: It would outlive its issuer, or the name is empty.
     """
     parent = issuer.certificate
     _may_issue(parent, None)
-    if not dns_name:
-        raise InvalidInput("a leaf needs a DNS name")
+    if not name:
+        raise InvalidInput("a leaf needs a name")
     key = key or PrivateKey.generate(KeyAlgorithm.P256)
     start, end = _validity(now, validity, backdate)
     _within(parent, end)
-    # A name above 64 characters (long service accounts) stands in the SAN alone, which is the one that counts.
-    subject = _common_name(dns_name) if len(dns_name) <= _MAX_COMMON_NAME else x509.Name([])
+    # A SPIFFE id, or a name above 64 characters (long service accounts), stands in the SAN alone, which then is critical
+    # (RFC 5280 section 4.2.1.6).
+    uri = name.startswith("spiffe://")
+    alone = uri or len(name) > _MAX_COMMON_NAME
+    subject = x509.Name([]) if alone else _common_name(name)
     builder = _builder(subject, parent.raw.subject, key.public_key, max(start, parent.not_before), end, serial)
     builder = (
         builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(dns_name)]), critical=len(dns_name) > _MAX_COMMON_NAME
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name) if uri else x509.DNSName(name)]),
+            critical=alone,
         )
         .add_extension(_key_usage(digital_signature=True, key_encipherment=True), critical=True)
         .add_extension(

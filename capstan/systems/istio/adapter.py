@@ -10,6 +10,7 @@ from capstan.config import System
 from capstan.errors import InvalidInput
 from capstan.systems.istio import changing, data_plane, probe, settle
 from capstan.systems.istio import checks as checking
+from capstan.systems.istio.layout import read_layout
 from capstan.systems.istio.observe import CONCURRENCY, PEER_TIMEOUT, View, observe
 from capstan.systems.istio.opening import open_source
 
@@ -164,6 +165,10 @@ class Istio:
             self.cluster, self.view, roots, stamp, seconds=seconds,
             issuer=issuer, parallel=parallel, on_progress=on_progress, now=self._now,
         )  # fmt: skip
+
+    def probe_identity(self, domain: str) -> str:
+        """A SPIFFE id in the mesh's own trust domain: proxies refuse any other, whatever the root."""
+        return f"spiffe://{read_layout(self.cluster, self.namespace).trust_domain}/ns/capstan/sa/probe-{domain}"
 
     def probe(
         self, chain_pem: bytes, key: PrivateKey, *, limit: int | None = None, wanted: frozenset[str] = frozenset()
