@@ -8,6 +8,7 @@ import binascii
 import email.utils
 import json
 import secrets
+import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _PAGE = 25  # the service's largest page, and its default
 _TOKEN_LIFE = 3600
+_TENANT = "00000000-0000-0000-0000-000000000001"
+VERSIONS = ("2016-10-01", "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2025-07-01", "2026-04-01")
+_WITHOUT_RECOVERABLE_DAYS = ("2016-10-01", "7.0")
 
 
 class Api:
@@ -51,9 +55,24 @@ class Api:
         self.faults = faults
         self.tokens = tokens
         self.url = ""  # known once the port is
+        self.tenant = _TENANT
+        self.claims = ""
+        self._insufficient: set[str] = set()
         self._identity_header = identity_header
         self._clock = clock
         self._changed = changed
+        self._recoverable_days = True
+
+    def move_to_tenant(self, tenant: str) -> None:
+        """The vault belongs to another tenant: tokens of the former one are refused, and challenges name the new."""
+        self.tenant = tenant
+        self.tokens.clear()
+
+    def demand_claims(self, claims: str) -> None:
+        """Every token so far lacks these claims (JSON): continuous access evaluation asks for another one."""
+        self.claims = claims
+        self._insufficient |= self.tokens
+        self.tokens.clear()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -74,6 +93,8 @@ class Api:
         try:
             if operation == "token" or self._authenticated(headers, extra):
                 fault = self.faults.strike(operation)
+            if operation != "token":
+                _check_version(query)
             if fault and fault.effect == "delay":
                 await asyncio.sleep(fault.seconds)
             spoiled = fault is not None and fault.effect != "delay"
@@ -102,17 +123,24 @@ class Api:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme == "Bearer" and token in self.tokens:
             return True
+        if token in self._insufficient:
+            claims = base64.b64encode(self.claims.encode()).decode()
+            extra["www-authenticate"] = (
+                f'Bearer realm="", authorization_uri="https://login.microsoftonline.com/common/oauth2/authorize",'
+                f' error="insufficient_claims", claims="{claims}"'
+            )
+            raise VaultError(401, "Unauthorized", "AKV10153: Continuous access evaluation: claims are insufficient.")
         # The client checks that the vault's host ends in ".<host of the resource>": vault.azure.net for
         # NAME.vault.azure.net. The same rule for an address and a port gives this.
         resource = "https://" + self.url.removeprefix("https://").partition(".")[2]
-        extra["www-authenticate"] = (
-            f'Bearer authorization="{self.url}/00000000-0000-0000-0000-000000000001", resource="{resource}"'
-        )
-        raise VaultError(401, "Unauthorized", "AKV10000: Request is missing a Bearer or PoP token.")
+        extra["www-authenticate"] = f'Bearer authorization="{self.url}/{self.tenant}", resource="{resource}"'
+        problem = "Error validating token." if token else "Request is missing a Bearer or PoP token."
+        raise VaultError(401, "Unauthorized", f"AKV10000: {problem}")
 
     def _answer(
         self, operation: str, path: list[str], query: Mapping[str, str], headers: Mapping[str, str], body: Any
     ) -> Any:
+        self._recoverable_days = query.get("api-version") not in _WITHOUT_RECOVERABLE_DAYS
         store, name = self.store, path[1] if len(path) > 1 else ""
         version = path[2] if len(path) > 2 else ""
         match operation:
@@ -131,13 +159,13 @@ class Api:
                 # By id, not by age: the service promises no order.
                 versions = sorted(secret.versions, key=lambda version: version.id)
                 items = [self._item(secret, version, version.id) for version in versions]
-                return self._page(f"/secrets/{quote(name)}/versions", query, items)
+                return self._page(f"/secrets/{quote(secret.name)}/versions", query, items)
             case "delete":
                 return self._deleted(store.delete(name)) | {"value": None}
             case "get-deleted":
                 return self._deleted(store.deleted(name))
             case "list-deleted":
-                return self._page("/deletedsecrets", query, [self._deleted(s) for s in store.all_deleted()])
+                return self._page("/deletedsecrets", query, [self._deleted(s, "") for s in store.all_deleted()])
             case "recover":
                 secret = store.recover(name)
                 return self._bundle(secret, secret.latest) | {"value": None}
@@ -174,7 +202,7 @@ class Api:
             "created": int(version.created),
             "updated": int(version.updated),
             "recoveryLevel": RECOVERY_LEVEL,
-            "recoverableDays": RECOVERABLE_DAYS,
+            "recoverableDays": RECOVERABLE_DAYS if self._recoverable_days else None,
             "nbf": version.not_before,
             "exp": version.expires,
         }
@@ -194,19 +222,19 @@ class Api:
     def _bundle(self, secret: Secret, version: Version) -> dict[str, Any]:
         return {"value": version.value} | self._item(secret, version, version.id)
 
-    def _deleted(self, secret: Secret) -> dict[str, Any]:
+    def _deleted(self, secret: Secret, version_id: str | None = None) -> dict[str, Any]:
+        """A deleted secret; lists of them leave the version out."""
         deleted, purge = self.store.deletion_times(secret)
-        return self._item(secret, secret.latest, secret.latest.id) | {
+        return self._item(secret, secret.latest, secret.latest.id if version_id is None else version_id) | {
             "recoveryId": f"{self.url}/deletedsecrets/{secret.name}",
             "deletedDate": deleted,
             "scheduledPurgeDate": purge,
         }
 
     def _page(self, path: str, query: Mapping[str, str], items: list[dict[str, Any]]) -> dict[str, Any]:
-        size = int(query.get("maxresults", _PAGE))
+        size, start = _number(query, "maxresults", _PAGE), _number(query, "$skiptoken", 0)
         if not 1 <= size <= _PAGE:
             raise VaultError(400, "BadParameter", f"maxresults must be between 1 and {_PAGE}.")
-        start = int(query.get("$skiptoken", "0"))
         following = start + size
         link = f"{self.url}{path}?api-version={query.get('api-version', '')}&maxresults={size}&$skiptoken={following}"
         return {"value": items[start:following], "nextLink": link if following < len(items) else None}
@@ -237,11 +265,34 @@ def _operation(method: str, path: list[str]) -> str:
     return _OPERATIONS.get((method, path[0] if path else "", len(path)), "unknown")
 
 
-def _json(body: bytes) -> Any:
+def _json(body: bytes) -> dict[str, Any]:
     try:
-        return json.loads(body) if body else {}
+        found = json.loads(body) if body else {}
     except ValueError:
-        raise VaultError(400, "BadParameter", "The request body is no JSON.") from None
+        found = None
+    if not isinstance(found, dict):
+        raise VaultError(400, "BadParameter", "The request body is no JSON object.")
+    return found
+
+
+def _check_version(query: Mapping[str, str]) -> None:
+    version = query.get("api-version")
+    if version is None:
+        raise VaultError(400, "BadParameter", "api-version must be specified")
+    if version not in VERSIONS:
+        raise VaultError(
+            400,
+            "BadParameter",
+            f"The specified version ({version}) is not recognized. Consider using the latest supported version"
+            f" ({VERSIONS[-1]}).",
+        )
+
+
+def _number(query: Mapping[str, str], name: str, default: int) -> int:
+    text = query.get(name, str(default))
+    if not text.isdigit():
+        raise VaultError(400, "BadParameter", f"{name} must be a number.")
+    return int(text)
 
 
 async def _send(send: Send, status: int, answer: Any, extra: Mapping[str, str]) -> None:
@@ -249,7 +300,10 @@ async def _send(send: Send, status: int, answer: Any, extra: Mapping[str, str]) 
     headers: Iterable[tuple[str, str]] = {
         "content-type": "application/json; charset=utf-8",
         "content-length": str(len(data)),
+        "x-ms-keyvault-region": "lab",
+        "x-ms-keyvault-network-info": "conn_type=Ipv4;addr=127.0.0.1;act_addr_fam=InterNetwork;",
         "x-ms-keyvault-service-version": "lab",
+        "x-ms-request-id": str(uuid.uuid4()),
         **extra,
     }.items()
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -81,6 +81,16 @@ class KeyVault:
         self._api.tokens.add(token)
         self._save()
 
+    def move_to_tenant(self, tenant: str) -> None:
+        """The vault belongs to another tenant from now on; tokens of the former one are refused."""
+        self._api.move_to_tenant(tenant)
+        self._save()
+
+    def demand_claims(self, claims: str) -> None:
+        """Tokens so far lack these claims (JSON text), as when an administrator has revoked a session."""
+        self._api.demand_claims(claims)
+        self._save()
+
     async def start(self) -> None:
         """Serve; returns once the port is open and DIR/vault.json is written."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -18,6 +18,7 @@ NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 MAX_VALUE_BYTES = 25 * 1024
 MAX_TAGS = 15
 MAX_TAG_LENGTH = 256
+MAX_CONTENT_TYPE_LENGTH = 255
 RECOVERY_LEVEL = "Recoverable+Purgeable"
 RECOVERABLE_DAYS = 90
 _DAY = 86400
@@ -80,7 +81,7 @@ def not_found(name: str) -> VaultError:
 
 
 class Store:
-    """The secrets of one vault.
+    """The secrets of one vault. Names are compared without their case, and shown as they were first written.
 
     Args:
         clock: Seconds since the epoch.
@@ -106,7 +107,7 @@ class Store:
             raise VaultError(400, "BadParameter", "The property value is required.")
         if len(value.encode()) > MAX_VALUE_BYTES:
             raise VaultError(400, "BadParameter", f"The value exceeds the maximum of {MAX_VALUE_BYTES} bytes.")
-        secret = self.secrets.get(name)
+        secret = self._held(name)
         if secret is not None and self._clock() < secret.visible:
             doing = "Deleted" if secret.deleted is not None else "Recovered"
             raise VaultError(
@@ -123,7 +124,7 @@ class Store:
         now = self._clock()
         version = Version(secrets.token_hex(16), value, now, now)
         self._apply(version, body)
-        secret = self.secrets.setdefault(name, Secret(name))
+        secret = secret or self.secrets.setdefault(name, Secret(name))
         secret.versions.append(version)
         return secret, version
 
@@ -136,7 +137,7 @@ class Store:
 
     def find(self, name: str, version_id: str) -> tuple[Secret, Version]:
         """A version by id, the latest where the id is empty."""
-        secret = self.secrets.get(name)
+        secret = self._held(name)
         if secret is None or secret.deleted is not None or self._clock() < secret.visible:
             raise not_found(name)
         for version in secret.versions if version_id else [secret.latest]:
@@ -170,7 +171,7 @@ class Store:
 
     def deleted(self, name: str) -> Secret:
         """A deleted secret."""
-        secret = self.secrets.get(name)
+        secret = self._held(name)
         if secret is None or secret.deleted is None or self._clock() < secret.visible:
             raise not_found(name)
         return secret
@@ -184,13 +185,12 @@ class Store:
 
     def purge(self, name: str) -> None:
         """Erase a deleted secret."""
-        self.deleted(name)
-        del self.secrets[name]
+        del self.secrets[self.deleted(name).name]
 
     def backup(self, name: str) -> bytes:
         """All versions, sealed for this vault."""
         secret, _ = self.find(name, "")
-        state = {"name": name, "versions": [vars(version) for version in secret.versions]}
+        state = {"name": secret.name, "versions": [vars(version) for version in secret.versions]}
         return self._backup.encrypt(json.dumps(state).encode())
 
     def restore(self, sealed: bytes) -> Secret:
@@ -199,7 +199,7 @@ class Store:
             state = json.loads(self._backup.decrypt(sealed))
         except InvalidToken:
             raise VaultError(400, "BadParameter", "Backup blob contains invalid or corrupt data.") from None
-        if state["name"] in self.secrets:
+        if self._held(state["name"]) is not None:
             raise VaultError(409, "Conflict", f"A secret with name {state['name']} already exists.")
         secret = Secret(state["name"], [Version(**fields) for fields in state["versions"]])
         self.secrets[secret.name] = secret
@@ -210,20 +210,46 @@ class Store:
         deleted = int(secret.deleted or 0)
         return deleted, deleted + RECOVERABLE_DAYS * _DAY
 
+    def _held(self, name: str) -> Secret | None:
+        """The secret of that name, deleted or not."""
+        if name in self.secrets:
+            return self.secrets[name]
+        return next((held for key, held in self.secrets.items() if key.lower() == name.lower()), None)
+
     def _check_name(self, name: str) -> None:
         if not NAME.fullmatch(name):
             raise VaultError(400, "BadParameter", f"The request URI contains an invalid name: {name}")
 
     def _apply(self, version: Version, body: dict[str, Any]) -> None:
-        tags = body.get("tags")
-        if tags is not None:
-            if len(tags) > MAX_TAGS or any(max(len(k), len(v)) > MAX_TAG_LENGTH for k, v in tags.items()):
-                raise VaultError(400, "BadParameter", f"At most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters.")
-            version.tags = dict(tags)
-        if body.get("contentType") is not None:
-            version.content_type = body["contentType"]
+        """Take attributes, content type and tags over; nothing of them if one is wrong."""
+        tags, content_type = body.get("tags"), body.get("contentType")
         attributes = body.get("attributes") or {}
+        if tags is not None:
+            _check_tags(tags)
+        if content_type is not None and (
+            not isinstance(content_type, str) or len(content_type) > MAX_CONTENT_TYPE_LENGTH
+        ):
+            raise VaultError(400, "BadParameter", f"contentType has at most {MAX_CONTENT_TYPE_LENGTH} characters.")
+        if not isinstance(attributes, dict):
+            raise VaultError(400, "BadParameter", "attributes is no object.")
+        times = [attributes.get(name) for name in ("nbf", "exp")]
+        if any(moment is not None and (not isinstance(moment, int) or moment < 0) for moment in times):
+            raise VaultError(400, "BadParameter", "nbf and exp are seconds since 1970.")
+        if tags is not None:
+            version.tags = dict(tags)
+        if content_type is not None:
+            version.content_type = content_type
         if attributes.get("enabled") is not None:
             version.enabled = bool(attributes["enabled"])
         version.not_before = attributes.get("nbf", version.not_before)
         version.expires = attributes.get("exp", version.expires)
+
+
+def _check_tags(tags: Any) -> None:
+    fits = (
+        isinstance(tags, dict)
+        and len(tags) <= MAX_TAGS
+        and all(isinstance(value, str) and max(len(key), len(value)) <= MAX_TAG_LENGTH for key, value in tags.items())
+    )
+    if not fits:
+        raise VaultError(400, "BadParameter", f"At most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters.")
