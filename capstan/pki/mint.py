@@ -218,8 +218,8 @@ def mint_leaf(
     key = key or PrivateKey.generate(KeyAlgorithm.P256)
     start, end = _validity(now, validity, backdate)
     _within(parent, end)
-    # A SPIFFE id, or a name above 64 characters (long service accounts), stands in the SAN alone, which then is critical
-    # (RFC 5280 section 4.2.1.6).
+    # A SPIFFE id, or a name above 64 characters (long service accounts), stands in the SAN alone, which then is
+    # critical (RFC 5280 section 4.2.1.6).
     uri = name.startswith("spiffe://")
     alone = uri or len(name) > _MAX_COMMON_NAME
     subject = x509.Name([]) if alone else _common_name(name)

@@ -3,7 +3,9 @@
 A workload's proxy loads its certificate from the files of such a Secret, so between the CA and a proxy stand two more
 things that can be late: Citadel rewriting the Secret (after a restart, within its 60 s resync), and the kubelet
 bringing it to the pod. `root-transition.sh verify-certs` looks at the Secrets alone, says nothing of what was loaded,
-and ends with 0 even where they differ. Behaviour: recorded from Citadel 1.3 (`tests/vectors/controllers/istio-citadel`).
+and ends with 0 even where they differ.
+
+Source: recorded from Citadel 1.3 (`tests/vectors/controllers/istio-citadel`).
 """
 
 from __future__ import annotations
