@@ -62,10 +62,10 @@ class Admin:
         try:
             review: JSON = json.loads(request.body)
             uid = review["request"]["uid"]
+            if request.path.startswith("/inject"):
+                return httpd.Response.json(await injection.mutate(review, self._istiod))
         except (ValueError, KeyError, TypeError):
             return httpd.Response.text("body is no AdmissionReview\n", 400)
-        if request.path.startswith("/inject"):
-            return httpd.Response.json(await injection.mutate(review, self._istiod))
         if request.path.startswith("/validate"):
             answer = {"uid": uid, "allowed": True}
             return httpd.Response.json(

@@ -1,7 +1,8 @@
 """The TLS side of istiod: contexts for its gRPC port and its webhooks, replaced whenever its certificate is.
 
 The certificate authorities for client certificates are those of the start and stay them: a reload does not touch them
-(pilot/pkg/bootstrap/server.go builds the pool once).
+(pilot/pkg/bootstrap/server.go builds the pool once). A self-signed istiod presents its leaf alone (trace 01); OpenSSL
+would add the root to it as soon as it knows one to check clients with, so here it then asks for no client certificate.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class Serving:
         text = served.key_pem + served.chain_pem
         grpc, webhook = self._context(text), self._context(text)
         grpc.set_alpn_protocols(["h2"])
-        grpc.load_verify_locations(cadata=self._client_roots)
-        grpc.verify_mode = ssl.CERT_OPTIONAL
+        if self._authority.bundle.chain_pem:
+            grpc.load_verify_locations(cadata=self._client_roots)
+            grpc.verify_mode = ssl.CERT_OPTIONAL
         webhook.set_alpn_protocols(["http/1.1"])
         self._out.info("Istiod certificates are reloaded")
         self.grpc, self.webhook = grpc, webhook

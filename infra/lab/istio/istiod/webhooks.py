@@ -35,6 +35,7 @@ class WebhookPatcher:
         self._client = client
         self._metrics = metrics
         self._out = out
+        self._validates = False
         self._lag = 0.0
         if self._settings.rules.version < (1, 20, 0):
             self._lag = self._settings.poll.total_seconds() * VALIDATION_LAG
@@ -95,17 +96,16 @@ class WebhookPatcher:
         if known is None or bundle is None:
             return
         item = copy.deepcopy(known)
-        opens = False
+        name, scope = key[1], "validationController"
+        if not self._validates:
+            self._validates = True
+            self._out.info("Endpoint successfully rejected invalid config. Switching to fail-close.", scope)
         for hook in item.get("webhooks") or []:
             hook["clientConfig"]["caBundle"] = bundle
-            opens = opens or hook.get("failurePolicy") != "Fail"
             hook["failurePolicy"] = "Fail"
-        name, scope = key[1], "validationController"
         if item == known:
             self._tell_unchanged(name, known)
             return
-        if opens:
-            self._out.info("Endpoint successfully rejected invalid config. Switching to fail-close.", scope)
         written = await self._client.replace(f"{VALIDATING}/{name}", item)
         version = written["metadata"]["resourceVersion"]
         if self._settings.rules.version < (1, 20, 0):
