@@ -16,8 +16,10 @@ from capstan.cluster.record import Claim, RotationRecord
 from flows.durable import deployed
 from flows.errors import prefect_errors
 
-ROTATION_FLOW = "linkerd-trust-anchor"
-"""Name of the flow whose waiting runs a roll-back ends."""
+ROTATION_FLOWS = frozenset(
+    {"linkerd-trust-anchor", "istio-root", "istio-intermediate", "aks-istio-root", "aks-istio-intermediate"}
+)
+"""Names of the flows whose waiting runs a roll-back ends."""
 
 _NOT_AT_WORK = frozenset({StateType.SCHEDULED, StateType.PENDING, StateType.PAUSED})
 
@@ -64,7 +66,7 @@ def cancel_waiting_run(record: RotationRecord) -> None:
             flow = client.read_flow(run.flow_id)
         except (ObjectNotFound, ValueError):
             return  # another server's: whoever opens the rotation says so
-        if flow.name != ROTATION_FLOW or run.state is None or run.state.type not in _NOT_AT_WORK:
+        if flow.name not in ROTATION_FLOWS or run.state is None or run.state.type not in _NOT_AT_WORK:
             return
         cancelled: State[None] = Cancelled(message=f"flow run {own} rolls the rotation back")
         client.set_flow_run_state(run.id, cancelled, force=True)

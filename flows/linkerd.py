@@ -41,7 +41,7 @@ def rotate_trust_anchor(
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
         forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
     """
-    with running(domain, rotation, take_over=take_over) as opened:
+    with running(domain, rotation, take_over=take_over, kind="anchor") as opened:
         if goes_back_by_itself(opened, forward):
             back(opened)
             return opened.outcome()
@@ -121,7 +121,10 @@ def issue(rotation: Rotation) -> None:
             steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy would not trust it
             # (+) identity's Events can be lost and its watcher can die: restart it, and see what each replica signs.
             steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
-        # Instead of the documented second restart of every workload: leaves renew by themselves at 70 % of their life.
+            # The documented second restart of every workload, by choice: leaves renew by themselves at 70 % of their
+            # life.
+            if rotation.restarts_workloads(Phase.ISSUE):
+                steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
         await_gate(rotation, Phase.DISTRUST)
 
 

@@ -1,9 +1,11 @@
-"""The way back of a Linkerd rotation: the same moves as `flows/linkerd.py` with old and new exchanged, from anywhere.
+"""The way back of a rotation: the moves of its flow with old and new exchanged, from anywhere.
 
 Nothing is remembered about how far the rotation had come: the domain is observed, and what is true already is passed
 over. So a rotation that had only widened its bundles narrows them again; one whose issuer was switched, in some of its
 clusters or in all, switches it back first; and one that was complete takes the whole way. Why this order holds from
 everywhere: `capstan.trust.explore`, which turns the rotation round at every step.
+
+A rotation of the issuers alone has one move to take back: the issuers.
 """
 
 from __future__ import annotations
@@ -48,8 +50,11 @@ def back(rotation: Rotation, why: str = "it was asked for") -> None:
     if rotation.record().outcome == ROLLED_BACK:
         return
     steps.turn_back(rotation, FlowRunClaimant().claim(rotation.now()), why=why)
-    if rotation.retired is not None:
-        if steps.locate(rotation).number <= Phase.TRUST.number:
+    if rotation.retired is not None and rotation.kind == "issuer":
+        if steps.locate(rotation) is not Phase.DONE or steps.pending(rotation, Phase.ISSUE):
+            issuer_again(rotation)
+    elif rotation.retired is not None:
+        if steps.locate(rotation).number <= Phase.TRUST.number or steps.pending(rotation, Phase.TRUST):
             trust_again(rotation)
         if steps.pending(rotation, Phase.ISSUE):
             issue_again(rotation)
@@ -71,14 +76,16 @@ def goes_back_by_itself(rotation: Rotation, forward: bool) -> bool:
 def trust_again(rotation: Rotation) -> None:
     """Bundle the old anchor with the new one again, and restart whoever does not hold it.
 
-    There is no gate before it: a root more is trusted, so that it can only mend what is broken.
+    There is no gate before it: a root more is trusted, so that it can only mend what is broken. Istio's replicas are
+    started anew even where they hold it: what was written before the turn may still be on its way to them.
     """
     with rotation.phase(Phase.TRUST):
         for cluster in rotation.systems:
             steps.widen_bundle(rotation, cluster)
         for cluster in rotation.systems:
             steps.restart_control_plane(rotation, cluster, Phase.TRUST)
-            steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+            if rotation.restarts_workloads(Phase.TRUST):
+                steps.restart_data_plane(rotation, cluster, Phase.TRUST)
         await_gate(rotation, Phase.ISSUE)
 
 
@@ -92,7 +99,21 @@ def issue_again(rotation: Rotation) -> None:
         for cluster in rotation.systems:
             steps.switch_issuer(rotation, cluster)
             steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
+            if rotation.restarts_workloads(Phase.ISSUE):
+                steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
         await_gate(rotation, Phase.DISTRUST)
+
+
+def issuer_again(rotation: Rotation) -> None:
+    """Write the old issuer back, and wait until nobody presents a leaf of the new one; both are under trusted roots."""
+    with rotation.phase(Phase.ISSUE):
+        await_gate(rotation, Phase.ISSUE)
+        for cluster in rotation.systems:
+            steps.switch_issuer(rotation, cluster)
+            steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
+            if rotation.restarts_workloads(Phase.ISSUE):
+                steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
+        await_gate(rotation, Phase.DONE)
 
 
 def distrust_new(rotation: Rotation) -> None:
@@ -104,7 +125,8 @@ def distrust_new(rotation: Rotation) -> None:
                 steps.narrow_bundle(rotation, cluster)
             for cluster in rotation.systems:
                 steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
-                steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
+                if rotation.restarts_workloads(Phase.DISTRUST):
+                    steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
         await_convergence(rotation)
         steps.prove_refusal(rotation)
         await_gate(rotation, Phase.DONE)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from prefect.exceptions import Abort
 
 from capstan.approvals import decided_by
+from capstan.cluster.record import Kind
 from capstan.config import TrustDomain
 from capstan.errors import CapstanError, Retryable, StillRunning
 from capstan.rotation import Rotation, open_rotation
@@ -24,7 +25,9 @@ from flows.watching import watched_in_prefect
 
 
 @contextmanager
-def running(domain: TrustDomain, rotation: str | None, *, take_over: bool = False) -> Iterator[Rotation]:
+def running(
+    domain: TrustDomain, rotation: str | None, *, take_over: bool = False, kind: Kind | None = None
+) -> Iterator[Rotation]:
     """Open a rotation for the flow run around the call.
 
     In a deployment it is watched through Prefect and approved by suspending the run; anywhere else by whoever started
@@ -33,6 +36,7 @@ def running(domain: TrustDomain, rotation: str | None, *, take_over: bool = Fals
     Args:
         rotation: As `capstan.rotation.open_rotation`.
         take_over: Go on with what another, unfinished run has claimed.
+        kind: What the flow rotates; None for whatever there is.
 
     Raises:
         As `open_rotation`.
@@ -45,7 +49,7 @@ def running(domain: TrustDomain, rotation: str | None, *, take_over: bool = Fals
             stack.enter_context(_terminated_at_once())
         try:
             opened = stack.enter_context(
-                open_rotation(domain, rotation, claimant=FlowRunClaimant(), take_over=take_over)
+                open_rotation(domain, rotation, claimant=FlowRunClaimant(), take_over=take_over, kind=kind)
             )
             stack.enter_context(shown(opened))
             stack.enter_context(counted(opened))

@@ -98,30 +98,61 @@ def ask_by_suspending(request: Request) -> Decision:
     number = request.answered
     with get_client(sync_client=True) as client:
         while True:
-            state: State[Any] = Suspended(
-                pause_expiration_time=request.until,
-                pause_key=f"{request.gate}-{request.id}-{number}",
+            answer = answered_or_suspend(
+                client,
+                run,
+                key=f"{request.gate}-{request.id}-{number}",
+                until=request.until,
                 message=f"waits for approval: {request.gate}",
+                form=asked,
+                description=request.markdown,
             )
-            keys = keyset_from_paused_state(state)
-            state.state_details.run_input_keyset = {str(kind): key for kind, key in keys.items()}
-            answer = _read(client, run, keys["response"])
             if answer is not None:
                 return _decision(asked, answer, number + 1)
-            _offer(client, run, keys, asked, request)
-            try:
-                _suspend(state)
-            except durable.Refused:
-                # Somebody set the run going again without an answer: the same question, under the next key.
-                number += 1
+            # Somebody set the run going again without an answer: the same question, under the next key.
+            number += 1
+
+
+def answered_or_suspend(
+    client: SyncPrefectClient,
+    run: UUID,
+    *,
+    key: str,
+    until: datetime,
+    message: str,
+    form: type[BaseModel],
+    description: str,
+) -> Any:
+    """The answer to a form, or suspend the run until there is one; None if the run was set going again without one.
+
+    Args:
+        key: Names this asking in the run.
+        until: When it runs out, aware UTC.
+        message: Shown as the state's message.
+        description: Markdown, shown with the form.
+
+    Raises:
+        Pause: The run is suspended and its process ends; it comes back here.
+    """
+    state: State[Any] = Suspended(pause_expiration_time=until, pause_key=key, message=message)
+    keys = keyset_from_paused_state(state)
+    state.state_details.run_input_keyset = {str(kind): name for kind, name in keys.items()}
+    answer = _read(client, run, keys["response"])
+    if answer is not None:
+        return answer
+    _offer(client, run, keys, form, description)
+    try:
+        _suspend(state)
+    except durable.Refused:
+        return None
 
 
 def _suspend(state: State[Any]) -> None:
     durable.propose(state)
 
 
-def _offer(client: SyncPrefectClient, run: UUID, keys: Keyset, asked: type[Answer], request: Request) -> None:
-    for key, value in ((keys["schema"], asked.model_json_schema()), (keys["description"], request.markdown)):
+def _offer(client: SyncPrefectClient, run: UUID, keys: Keyset, form: type[BaseModel], description: str) -> None:
+    for key, value in ((keys["schema"], form.model_json_schema()), (keys["description"], description)):
         if _read(client, run, key) is None:
             client.create_flow_run_input(flow_run_id=run, key=key, value=json.dumps(value))
 

@@ -56,13 +56,16 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
         issuer = rotation.required_target().issuers[cluster].fingerprint
         if phase is Phase.ISSUE:
             # No roots change here. The signers alone have to be younger than the switch, in this turn of the rotation.
-            report = system.restart_signers(stamp, seconds=seconds, issuer=issuer, on_progress=counting)
+            report = system.restart_signers(
+                stamp, seconds=seconds, issuer=issuer, afresh=rotation.turned, on_progress=counting
+            )
         else:
             report = system.restart_control_plane(
                 _wanted_roots(rotation, phase),
                 stamp,
                 seconds=seconds,
                 issuer=None if phase is Phase.TRUST else issuer,
+                afresh=rotation.turned,
                 on_progress=counting,
             )
         _note_restarts(rotation, cluster, phase, "control plane", report, counting.ended)
@@ -71,6 +74,8 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
 def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
     """Restart every workload with a proxy that does not hold the phase's roots, under its disruption budgets.
 
+    In phase issue those with a leaf of another issuer, too: where the policy does not wait for them to renew.
+
     Raises:
         GateTimedOut: Some did not end in time; names them.
     """
@@ -78,10 +83,12 @@ def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
         rotation.acted()
         watcher().step("restart workloads", cluster)
         counting = _Counting(rotation)
+        issuer = rotation.required_target().issuers[cluster].fingerprint if phase is Phase.ISSUE else None
         report = rotation.systems[cluster].restart_data_plane(
             _wanted_roots(rotation, phase),
             _stamp(rotation, phase),
             seconds=rotation.domain.policy.restart_deadline.total_seconds(),
+            issuer=issuer,
             parallel=rotation.domain.policy.parallel_restarts,
             on_progress=counting,
         )
@@ -123,7 +130,8 @@ def back_up_issuer(rotation: Rotation, cluster: str) -> None:
 def switch_issuer(rotation: Rotation, cluster: str) -> None:
     """Make the cluster's issuer the new one, after every live peer was seen to trust it.
 
-    On the way back the new one is the one before; where that was never replaced, there is nothing to do.
+    On the way back the new one is the one before; where that was never replaced, there is nothing to do. Where the
+    issuers alone are rotated nobody's trust changes: the new one is under a root that everybody trusts already.
 
     Raises:
         GateRefused: A live peer or the control plane does not trust the new root; nothing was written.

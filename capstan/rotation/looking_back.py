@@ -11,9 +11,8 @@ from capstan.errors import NotFound
 from capstan.pki.bundle import Bundle
 from capstan.rotation import material
 from capstan.rotation.session import OLD_ROOTS, plan_policy
-from capstan.rotation.turning import ROLLED_BACK, aims, before
+from capstan.rotation.turning import ROLLED_BACK, aim_of, before, minted_elsewhere
 from capstan.systems.base import observe_domain
-from capstan.trust.plan import plan
 from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
@@ -64,7 +63,9 @@ def look_back(domain: TrustDomain, rotation: str | None = None) -> WayBack:
         if not record.new or record.outcome == ROLLED_BACK:
             return WayBack(record, None, None, {})
         vault = open_vault(domain.vault_url())
-        retired = material.minted_before(vault, domain=domain.name, rotation=record.rotation_id, clusters=systems)
+        retired = material.minted_before(
+            vault, domain=domain.name, rotation=record.rotation_id, clusters=systems, root=minted_elsewhere(record)
+        )
         original = Bundle.parse(record.notes[OLD_ROOTS], f"record of rotation {record.rotation_id}")
         known = [*original, retired.root, *retired.issuers.values()]
         seen = observe_domain(tuple(systems.values()), known)
@@ -74,9 +75,10 @@ def look_back(domain: TrustDomain, rotation: str | None = None) -> WayBack:
         before(
             vault, seen, certificates,
             domain=domain.name, rotation=record.rotation_id, original=original, now=datetime.now(UTC),
+            minted=retired.issuers,
         )  # fmt: skip
-        old, new = aims(record.model_copy(update={"direction": "back"}))
-        return WayBack(record, plan(seen, old, new, plan_policy(domain), back=True), seen, certificates)
+        planned = aim_of(record, back=True).plan(seen, plan_policy(domain), back=True)
+        return WayBack(record, planned, seen, certificates)
     finally:
         for cluster in clusters.values():
             cluster.close()

@@ -5,8 +5,7 @@ Only this module and the refusal probe hold private keys, each inside one call.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from capstan.errors import GateRefused, InvalidCertificate
 from capstan.pki.bundle import Bundle
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
 from capstan.pki.verify import STRICT, verify_issuer
+from capstan.rotation.naming import root_name
 from capstan.systems.base import IssuerMaterial
 from capstan.vaults.base import ROTATION_TAG, Reference, State, Vault
 from capstan.vaults.material import Material
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from capstan.config import RotationPolicy
     from capstan.pki.inspect import Certificate
 
-_GENERATION = re.compile(r" G[1-9][0-9]*$")
+DOMAIN_TAG = "capstan-domain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,17 @@ class Target:
         issuers: Cluster name -> its issuer.
         references: Vault entries, by purpose (`root`, `issuer/CLUSTER`). Of what there was before, an issuer has one
             only where it was ever replaced.
+        anchored: Cluster -> the root its issuer chains to, where that is not `root`.
     """
 
     root: Certificate
     issuers: Mapping[str, Certificate]
     references: Mapping[str, Reference]
+    anchored: Mapping[str, Certificate] = field(default_factory=dict)
+
+    def anchors(self) -> dict[str, frozenset[str]]:
+        """Cluster -> fingerprint of the root its issuer chains to, as a set."""
+        return {c: frozenset({self.anchored.get(c, self.root).fingerprint}) for c in self.issuers}
 
 
 def secret_name(domain: str, purpose: str) -> str:
@@ -52,7 +58,7 @@ def secret_name(domain: str, purpose: str) -> str:
 def root_policy(current: Certificate, policy: RotationPolicy) -> RootPolicy:
     """How the next root looks: the present one's name, with a generation that makes it distinct."""
     return RootPolicy(
-        common_name=_GENERATION.sub("", current.common_name),
+        common_name=root_name(current),
         validity=policy.root_validity,
         algorithm=policy.root_algorithm,
     )
@@ -65,6 +71,7 @@ def mint_target(
     rotation: str,
     old: Bundle,
     issuers: Mapping[str, Certificate],
+    names: Mapping[str, str],
     policy: RotationPolicy,
     now: datetime,
 ) -> Target:
@@ -72,24 +79,51 @@ def mint_target(
 
     Args:
         old: The roots to be replaced; the first self-signed one that the issuers chain to gives the name.
-        issuers: Cluster name -> its present issuer, whose name the new one keeps.
+        issuers: Cluster name -> its present issuer.
+        names: Cluster name -> common name of its new issuer.
 
     Raises:
         VerificationFailed: A verifier refuses what was minted (or what the vault held).
         Permanent, Retryable: As the vault.
     """
-    tags = {ROTATION_TAG: rotation, "capstan-domain": domain}
 
     def new_root() -> Minted:
-        shape = root_policy(_present_root(old, issuers), policy)
+        shape = root_policy(present_root(old, issuers), policy)
         return mint_root(shape, shape.next_generation(old), now)
 
-    root_reference = vault.ensure(secret_name(domain, "root"), lambda: Material.of(new_root()), tags)
+    root_reference = vault.ensure(
+        secret_name(domain, "root"), lambda: Material.of(new_root()), tags_of(domain, rotation)
+    )
     root = vault.get(root_reference).minted(str(root_reference))
-    references = {"root": root_reference}
+    minted = mint_issuers(vault, root, domain=domain, rotation=rotation, names=names, policy=policy, now=now)
+    return Target(minted.root, minted.issuers, {"root": root_reference, **minted.references})
+
+
+def mint_issuers(
+    vault: Vault,
+    root: Minted,
+    *,
+    domain: str,
+    rotation: str,
+    names: Mapping[str, str],
+    policy: RotationPolicy,
+    now: datetime,
+) -> Target:
+    """One new issuer per cluster under this root, from the vault; minted there if this rotation has none yet.
+
+    Args:
+        names: Cluster name -> common name of its new issuer.
+
+    Raises:
+        VerificationFailed: A verifier refuses what was minted (or what the vault held).
+        InvalidInput: An issuer would outlive the root.
+        Permanent, Retryable: As the vault.
+    """
+    tags = tags_of(domain, rotation)
+    references: dict[str, Reference] = {}
     new_issuers: dict[str, Certificate] = {}
-    for cluster, present in issuers.items():
-        issuer_shape = IssuerPolicy(common_name=present.common_name, validity=policy.issuer_validity)
+    for cluster, name in names.items():
+        issuer_shape = IssuerPolicy(common_name=name, validity=policy.issuer_validity)
         reference = vault.ensure(
             secret_name(domain, f"issuer-{cluster}"), partial(_new_issuer, issuer_shape, root, now), tags
         )
@@ -98,6 +132,22 @@ def mint_target(
         references[f"issuer/{cluster}"] = reference
         new_issuers[cluster] = issuer.certificate
     return Target(root.certificate, new_issuers, references)
+
+
+def signing_root(vault: Vault, root: Certificate, *, domain: str) -> Minted | None:
+    """A root with its key, if an entry of this domain in the vault holds it; None if none does.
+
+    It is there where Capstan minted the root, or backed it up as an issuer that was a root itself.
+
+    Raises:
+        Permanent, Retryable: As the vault.
+    """
+    for reference in vault.find({DOMAIN_TAG: domain}):
+        if reference.fingerprint == root.fingerprint and reference.state is State.ENABLED:
+            kept = vault.get(reference)
+            if kept.has_private_key:
+                return kept.minted(str(reference))
+    return None
 
 
 def back_up_issuer(vault: Vault, *, domain: str, rotation: str, cluster: str, present: IssuerMaterial) -> Reference:
@@ -109,7 +159,7 @@ def back_up_issuer(vault: Vault, *, domain: str, rotation: str, cluster: str, pr
     return vault.ensure(
         secret_name(domain, f"previous-issuer-{cluster}"),
         lambda: Material(present.chain_pem(), present.key.pem().decode("ascii"), where=f"issuer of {cluster}"),
-        {ROTATION_TAG: rotation, "capstan-domain": domain},
+        tags_of(domain, rotation),
     )
 
 
@@ -124,8 +174,13 @@ def issuer_material(vault: Vault, reference: Reference) -> IssuerMaterial:
     return IssuerMaterial.of(kept.minted(str(reference)), chain[1:])
 
 
-def minted_before(vault: Vault, *, domain: str, rotation: str, clusters: Iterable[str]) -> Target:
+def minted_before(
+    vault: Vault, *, domain: str, rotation: str, clusters: Iterable[str], root: Certificate | None = None
+) -> Target:
     """What this rotation minted, as the vault has it; nothing is minted here.
+
+    Args:
+        root: The issuers' root where the vault has no entry of it: kept offline, or there before the rotation.
 
     Raises:
         GateRefused: A part of it is not in the vault, or was destroyed.
@@ -145,8 +200,10 @@ def minted_before(vault: Vault, *, domain: str, rotation: str, clusters: Iterabl
             )
         return reference, vault.get(reference).minted(str(reference)).certificate
 
-    root_reference, root = kept("root")
-    references, issuers = {"root": root_reference}, {}
+    references: dict[str, Reference] = {}
+    issuers: dict[str, Certificate] = {}
+    if root is None:
+        references["root"], root = kept("root")
     for cluster in clusters:
         references[f"issuer/{cluster}"], issuers[cluster] = kept(f"issuer-{cluster}")
     return Target(root, issuers, references)
@@ -167,7 +224,12 @@ def _new_issuer(policy: IssuerPolicy, root: Minted, now: datetime) -> Material:
     return Material.of(mint_issuer(policy, root, now))
 
 
-def _present_root(old: Bundle, issuers: Mapping[str, Certificate]) -> Certificate:
+def tags_of(domain: str, rotation: str) -> dict[str, str]:
+    """Tags of every entry of a rotation."""
+    return {ROTATION_TAG: rotation, DOMAIN_TAG: domain}
+
+
+def present_root(old: Bundle, issuers: Mapping[str, Certificate]) -> Certificate:
     """The root that signs now; its name is the one to continue."""
     for issuer in issuers.values():
         for root in old:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from capstan.cluster.client import Cluster
-    from capstan.cluster.record import Claim
+    from capstan.cluster.record import Claim, Kind
     from capstan.config import TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.systems.base import TrustSystem
@@ -40,6 +40,7 @@ def open_rotation(
     *,
     claimant: Claimant | None = None,
     take_over: bool = False,
+    kind: Kind | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Rotation]:
@@ -47,9 +48,11 @@ def open_rotation(
 
     Args:
         rotation: Id of the rotation. An unfinished one is always gone on with; without an id a new one is named after
-            today (UTC), so that calling twice in a day cannot rotate twice by accident.
+            today (UTC), so that calling twice in a day cannot rotate twice by accident; after today and its kind, if it
+            is not one of the roots.
         claimant: The run this is called in, if it can leave its process without ending.
         take_over: Go on with a rotation that another, unfinished run has claimed.
+        kind: What is to be rotated; None for whatever there is, and for a new one the roots.
 
     Raises:
         LockHeld: Another run holds a cluster's Lease, or has claimed the rotation.
@@ -67,7 +70,7 @@ def open_rotation(
         }
         stores = {name: RecordStore(cluster, domain.name, lease=locks[name]) for name, cluster in clusters.items()}
         with audited_step("begin"):
-            record, resumed = _begin(domain, rotation, systems, stores, now, owner, take_over=take_over)
+            record, resumed = _begin(domain, rotation, systems, stores, now, owner, take_over=take_over, kind=kind)
         vault = open_vault(domain.vault_url())
         notes = moved(domain, record)  # the file first, then the note of it: killed in between, the file is found
         evidence = open_account(
@@ -86,12 +89,16 @@ def open_rotation(
             requests=lambda: sum(cluster.requests for cluster in clusters.values()),
             now=now,
             sleep=sleep,
+            kind=record.kind,
+            issuers_before=record.issuers_before,
+            turn=record.turn,
         )
         session.note(
             "rotation-resumed" if resumed else "rotation-begun",
             {
                 "domain": domain.name,
                 "system": domain.system.value,
+                **({} if record.kind == "anchor" else {"kind": record.kind}),
                 "clusters": {name: cluster.host for name, cluster in clusters.items()},
                 "old_roots": sorted(record.old),
                 "holders": {name: lock.identity for name, lock in locks.items()},
@@ -156,6 +163,7 @@ def _begin(
     owner: Claimant,
     *,
     take_over: bool,
+    kind: Kind | None,
 ) -> tuple[RotationRecord, bool]:
     """The rotation's record, the same in every cluster and claimed; (record, whether it was there before)."""
     records = {name: record for name, store in stores.items() if (record := store.load()) is not None}
@@ -177,18 +185,32 @@ def _begin(
     claim = owner.claim(now())
     # One durable run is one rotation: killed after the rotation had finished and started again, it only ends.
     own = {record.rotation_id for record in records.values() if claim and _same_run(record.claim, claim)}
-    name = next(iter(ids), None) or wanted or next(iter(own), None) or now().strftime("%Y-%m-%d")
+    today = now().strftime("%Y-%m-%d") + ("" if kind in (None, "anchor") else f"-{kind}")
+    name = next(iter(ids), None) or wanted or next(iter(own), None) or today
     same = [record for record in records.values() if record.rotation_id == name]
+    if same and kind is not None and same[0].kind != kind:
+        raise _of_another_kind(same[0], kind, ", ".join(store.where for store in stores.values()))
     if len(same) == len(stores):
         present = same[0]
         if present.finished is None and not _same_run(present.claim, claim):
             for store in stores.values():
                 store.update(lambda record: record.model_copy(update={"claim": claim}))
         return present, True
-    template = same[0] if same else _new_record(domain, name, systems, now)
+    template = same[0] if same else _new_record(domain, name, systems, now, kind or "anchor")
     template = template.model_copy(update={"claim": claim})
     begun = [store.begin(template) for store in stores.values()]
     return begun[0], bool(same)
+
+
+def _of_another_kind(record: RotationRecord, kind: Kind, where: str) -> InvalidInput:
+    said = {"anchor": "the roots", "issuer": "the issuers alone", "re-date": "the root's period of validity"}
+    return InvalidInput(
+        "this rotation is of another kind", where=where,
+        observed=f"rotation {record.rotation_id} of {said[record.kind]}"
+        + ("" if record.finished else ", which is unfinished"),
+        expected=f"a rotation of {said[kind]}",
+        next_command="name another one with --rotation" if record.finished else "capstan status; finish that one first",
+    )  # fmt: skip
 
 
 def _same_run(one: Claim | None, other: Claim | None) -> bool:
@@ -196,7 +218,7 @@ def _same_run(one: Claim | None, other: Claim | None) -> bool:
 
 
 def _new_record(
-    domain: TrustDomain, name: str, systems: Mapping[str, TrustSystem], now: Callable[[], datetime]
+    domain: TrustDomain, name: str, systems: Mapping[str, TrustSystem], now: Callable[[], datetime], kind: Kind
 ) -> RotationRecord:
     observation = observe_domain(tuple(systems.values()), now=now)
     certificates: dict[str, Certificate] = {}
@@ -212,10 +234,21 @@ def _new_record(
             expected="the mesh's present trust anchors",
             next_command="capstan check",
         )
+    unread = [cluster.name for cluster in observation.clusters if cluster.issuer is None]
+    if unread and kind != "anchor":
+        raise GateRefused(
+            "the present issuer cannot be read",
+            where=f"cluster {', '.join(unread)}",
+            observed="no readable issuer",
+            expected="the issuer that the control plane signs with",
+            next_command="capstan check",
+        )
     return RotationRecord(
         rotation_id=name,
         domain=domain.name,
         system=domain.system.value,
+        kind=kind,
+        issuers_before={c.name: c.issuer.fingerprint for c in observation.clusters if c.issuer is not None},
         started=now(),
         old=frozenset(old),
         notes={OLD_ROOTS: Bundle.of(*(certificates[root] for root in old)).pem()},

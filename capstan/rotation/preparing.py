@@ -9,13 +9,17 @@ from capstan.audit import audited_step
 from capstan.errors import GateRefused
 from capstan.progress import watcher
 from capstan.rotation import material
+from capstan.rotation.naming import issuer_name
+from capstan.rotation.session import NEW_ROOT
 from capstan.systems.base import Severity, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from capstan.cluster.record import RotationRecord
     from capstan.pki.inspect import Certificate
+    from capstan.pki.mint import Minted
+    from capstan.rotation.material import Target
     from capstan.rotation.session import Rotation
     from capstan.systems.base import CheckResult
 
@@ -62,50 +66,105 @@ def _failing(results: Iterable[CheckResult]) -> list[CheckResult]:
 def mint(rotation: Rotation) -> None:
     """Mint the new root and each cluster's new issuer into the vault, once per rotation, and verify them twice.
 
+    Of a rotation of the issuers alone: the issuers, under the present root, whose key has to be in the vault.
+
     Raises:
         VerificationFailed: A verifier refuses the new material.
+        GateRefused: The present root's key, which is to sign, is not in the vault.
     """
     with audited_step("mint"):
-        watcher().step("mint", f"new root and {len(rotation.systems)} issuer(s) into {rotation.vault.url}")
-        issuers = _present_issuers(rotation)
-        target = material.mint_target(
-            rotation.vault,
-            domain=rotation.domain.name,
-            rotation=rotation.id,
-            old=rotation.old,
-            issuers=issuers,
-            policy=rotation.domain.policy,
-            now=rotation.now(),
-        )
-        rotation.target = target
-        references = {purpose: f"{ref.name}@{ref.version}" for purpose, ref in target.references.items()}
-        for name, store in rotation.stores.items():
-            minted = {"new": target.root.fingerprint, "issuer": target.issuers[name].fingerprint}
-            store.update(partial(_with_minted, minted, references))
-        rotation.note(
-            "minted",
-            {
-                "root": {
-                    "fingerprint": target.root.fingerprint,
-                    "subject": target.root.subject,
-                    "not_after": target.root.not_after.isoformat(),
-                    "key": target.root.key_algorithm,
-                },
-                "issuers": {
-                    name: {"fingerprint": issuer.fingerprint, "not_after": issuer.not_after.isoformat()}
-                    for name, issuer in target.issuers.items()
-                },
-                "vault": references,
-                "verified_by": ["cryptography", "OpenSSL"],
+        what = "new root and " if rotation.kind == "anchor" else ""
+        watcher().step("mint", f"{what}{len(rotation.systems)} issuer(s) into {rotation.vault.url}")
+        issuers = present_issuers(rotation)
+        domain, policy, now = rotation.domain, rotation.domain.policy, rotation.now()
+        names = {name: issuer_name(domain.system, name, present) for name, present in issuers.items()}
+        if rotation.kind == "anchor":
+            target = material.mint_target(
+                rotation.vault, domain=domain.name, rotation=rotation.id, old=rotation.old,
+                issuers=issuers, names=names, policy=policy, now=now,
+            )  # fmt: skip
+        else:
+            target = material.mint_issuers(
+                rotation.vault, _present_root_with_key(rotation, issuers), domain=domain.name, rotation=rotation.id,
+                names=names, policy=policy, now=now,
+            )  # fmt: skip
+        keep_target(rotation, target)
+
+
+def keep_target(rotation: Rotation, target: Target) -> None:
+    """Make this what the rotation goes to, and write down what it is: fingerprints, and where the vault has it."""
+    rotation.target = target
+    references = {purpose: f"{ref.name}@{ref.version}" for purpose, ref in target.references.items()}
+    elsewhere = {} if "root" in target.references else {NEW_ROOT: target.root.pem()}
+    issuers = {name: issuer.fingerprint for name, issuer in target.issuers.items()}
+    for name, store in rotation.stores.items():
+        minted = {"new": target.root.fingerprint, "issuer": issuers[name], "issuers": issuers}
+        store.update(partial(_with_minted, minted, references, elsewhere))
+    rotation.note(
+        "minted",
+        {
+            "root": {
+                "fingerprint": target.root.fingerprint,
+                "subject": target.root.subject,
+                "not_after": target.root.not_after.isoformat(),
+                "key": target.root.key_algorithm,
             },
+            "issuers": {
+                name: {"fingerprint": issuer.fingerprint, "not_after": issuer.not_after.isoformat()}
+                for name, issuer in target.issuers.items()
+            },
+            "vault": references,
+            "verified_by": ["cryptography", "OpenSSL"],
+        },
+    )
+
+
+def _with_minted(
+    minted: Mapping[str, object], references: dict[str, str], notes: dict[str, str], record: RotationRecord
+) -> RotationRecord:
+    return record.model_copy(
+        update={**minted, "vault": {**record.vault, **references}, "notes": {**record.notes, **notes}}
+    )
+
+
+def _present_root_with_key(rotation: Rotation, issuers: Mapping[str, Certificate]) -> Minted:
+    """The root that the issuers are under, with its key."""
+    root = signing_root_of(rotation, issuers)
+    found = material.signing_root(rotation.vault, root, domain=rotation.domain.name)
+    if found is None:
+        raise GateRefused(
+            "no new issuer can be minted: the present root's key is not in the vault",
+            where=f"root {root.common_name or root.subject} {root.fingerprint[:16]}, vault {rotation.vault.url}",
+            observed="no usable entry of this trust domain with that certificate and its key",
+            expected="the vault that the root was minted into; or a root that is kept offline",
+            next_command="use that vault (--vault); or set policy offline_root: true, and sign with `capstan sign`; "
+            "or give the domain another root: capstan rotate",
         )
+    return found
 
 
-def _with_minted(minted: dict[str, str], references: dict[str, str], record: RotationRecord) -> RotationRecord:
-    return record.model_copy(update={**minted, "vault": {**record.vault, **references}})
+def signing_root_of(rotation: Rotation, issuers: Mapping[str, Certificate]) -> Certificate:
+    """The present root, under which new issuers can be had.
+
+    On a later run the issuers may be the new ones already: they are under the same root.
+
+    Raises:
+        GateRefused: A cluster signs with the root itself: there is no issuer to be replaced.
+    """
+    roots = rotation.original
+    signing = {name: issuer for name, issuer in issuers.items() if issuer.fingerprint in roots.fingerprints}
+    if signing:
+        raise GateRefused(
+            "there is no issuer to rotate: leaves are signed by the root itself",
+            where=f"cluster {', '.join(sorted(signing))}",
+            observed="; ".join(f"{c.subject} {c.fingerprint[:16]} signs leaves" for c in signing.values()),
+            expected="an issuing CA under the root",
+            next_command="rotate the root: the new one gets an issuer under it (capstan rotate --what root)",
+        )
+    return material.present_root(roots, issuers)
 
 
-def _present_issuers(rotation: Rotation) -> dict[str, Certificate]:
+def present_issuers(rotation: Rotation) -> dict[str, Certificate]:
     """Each cluster's present issuer; on a later run, when it may be the new one already, that serves for its name."""
     observation = rotation.recent()
     issuers = {}

@@ -48,7 +48,7 @@ def prove_refusal(rotation: Rotation) -> None:
                 remaining = issuer.certificate.not_after - rotation.now()
                 leaf = mint_leaf(
                     issuer,
-                    f"capstan-probe.{rotation.domain.name}.invalid",
+                    system.probe_identity(rotation.domain.name),
                     rotation.now(),
                     validity=min(PROBE_LIFE, remaining),
                 )
@@ -101,6 +101,11 @@ def finish(rotation: Rotation) -> None:
 
 def _end(rotation: Rotation) -> dict[str, Any]:
     """What the account's last entry says of the roots."""
+    if rotation.kind == "issuer":
+        kept = {
+            name: issuer.fingerprint for name, issuer in (rotation.target.issuers if rotation.target else {}).items()
+        }
+        return {"roots": sorted(rotation.stays.fingerprints), "issuers": kept}
     if rotation.direction == "forward":
         return {"root": rotation.new_root.fingerprint, "retired": sorted(rotation.old.fingerprints)}
     body: dict[str, Any] = {"roots": sorted(rotation.stays.fingerprints)}

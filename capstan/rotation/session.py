@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from capstan.audit import audited_phase
 from capstan.cluster.record import BUDGET
+from capstan.config import System
 from capstan.errors import InvalidInput, NotFound
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
 from capstan.rotation.accounts import EVIDENCE_HEAD
 from capstan.rotation.looks import note_look
 from capstan.systems.base import observe_domain
+from capstan.trust.aim import Aim, IssuerAim, RootAim
 from capstan.trust.phase import Goal, Phase
-from capstan.trust.plan import Plan, Policy, StepKind, plan
+from capstan.trust.steps import LeafRenewal, Policy, StepKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from capstan.cluster.record import RecordStore, RotationRecord
+    from capstan.cluster.record import Kind, RecordStore, RotationRecord
     from capstan.config import TrustDomain
     from capstan.evidence import Evidence
     from capstan.pki.inspect import Certificate
@@ -35,9 +37,12 @@ if TYPE_CHECKING:
     from capstan.rotation.waiting import Look
     from capstan.systems.base import TrustSystem
     from capstan.trust.observation import Observation
+    from capstan.trust.plan import Plan
     from capstan.vaults.base import Vault
 
+# Names of notes in the rotation record.
 OLD_ROOTS = "old-roots.pem"
+NEW_ROOT = "new-root.pem"  # where the vault has no entry of it: it is kept offline, or was there before
 
 Direction = Literal["forward", "back"]
 
@@ -58,7 +63,8 @@ class Outcome:
     """What a run of a rotation came to.
 
     Attributes:
-        completed: Every live trust store holds exactly what was to stay, and a leaf of what was to go is refused.
+        completed: Every live trust store holds exactly what was to stay, and a leaf of what was to go is refused. Of a
+            rotation of the issuers: all that signs and is presented is of the issuers that were to stay.
         resumed: The rotation had been begun by an earlier run.
         roots_before: Fingerprints of the roots that are gone now; on a way back, the rotation's new root.
         roots_after: Fingerprints of the roots that every live peer trusts now.
@@ -67,6 +73,8 @@ class Outcome:
         api_requests: Requests this run sent to all API servers.
         evidence: Path of the account.
         direction: `forward`, or `back` for a roll-back.
+        kind: `anchor`; or `issuer`, where the roots stayed: they are both before and after.
+        issuers_after: Fingerprints of the issuers that the clusters are configured to sign with now.
     """
 
     rotation: str
@@ -80,6 +88,8 @@ class Outcome:
     api_requests: int
     evidence: str
     direction: Direction = "forward"
+    kind: Kind = "anchor"
+    issuers_after: tuple[str, ...] = ()
 
 
 class Rotation:
@@ -90,6 +100,9 @@ class Rotation:
             is the rotation's new root, and `stays` what there was before it.
         target: What `stays`, with the issuers to be had in the end; None until `mint` (or on the way back, `recall`).
         retired: On the way back, what the rotation had minted; None where nothing was.
+        kind: What is rotated. Where it is the issuers alone, no root goes: `old` is empty, `stays` what there was.
+        issuers_before: Cluster -> fingerprint of the issuer it had when the rotation began.
+        turn: As in the record.
     """
 
     def __init__(
@@ -105,6 +118,9 @@ class Rotation:
         requests: Callable[[], int],
         now: Callable[[], datetime],
         sleep: Callable[[float], None],
+        kind: Kind = "anchor",
+        issuers_before: Mapping[str, str] | None = None,
+        turn: int = 1,
     ) -> None:
         self.domain = domain
         self.id = rotation
@@ -115,6 +131,9 @@ class Rotation:
         self.resumed = resumed
         self.now = now
         self.sleep = sleep
+        self.kind = kind
+        self.issuers_before = dict(issuers_before or {})
+        self.turn = turn
         self.direction: Direction = "forward"
         self.target: Target | None = None
         self.retired: Target | None = None
@@ -162,6 +181,8 @@ class Rotation:
     @property
     def old(self) -> Bundle:
         """The roots to be turned away from."""
+        if self.kind == "issuer":
+            return Bundle()
         if self.direction == "forward":
             return self.original
         return Bundle.of(self.retired.root) if self.retired else Bundle()
@@ -173,7 +194,8 @@ class Rotation:
         Raises:
             InvalidInput: The new one was not minted yet (a step was called before `mint`).
         """
-        return Bundle.of(self.new_root) if self.direction == "forward" else self.original
+        anew = self.kind == "anchor" and self.direction == "forward"
+        return Bundle.of(self.new_root) if anew else self.original
 
     @property
     def both(self) -> Bundle:
@@ -199,6 +221,31 @@ class Rotation:
         if self.direction == "back":
             return self.original.fingerprints
         return self.target.root.fingerprint if self.target else self.record().new or None
+
+    @property
+    def aim(self) -> Aim:
+        """What the rotation is after in its present direction: how its phases, gates and plan are judged."""
+        if self.kind != "issuer":
+            return RootAim(self.old.fingerprints, self.new)
+        minted = self.target if self.direction == "forward" else self.retired
+        new = {c: i.fingerprint for c, i in minted.issuers.items()} if minted else dict(self.record().issuers)
+        anchors = self.target.anchors() if self.target else {}
+        if self.direction == "forward":
+            return IssuerAim(self.issuers_before, new, anchors)
+        return IssuerAim(new or self.issuers_before, self.issuers_before, anchors)
+
+    @property
+    def turned(self) -> bool:
+        """Whether the rotation was ever turned round: then what is seen may be what there was before."""
+        return self.turn > 1
+
+    def restarts_workloads(self, phase: Phase) -> bool:
+        """Whether workloads are started anew in a phase, as the plan has it.
+
+        They are where only that gives them other roots, and where the policy does not wait for leaves to renew.
+        """
+        by_restart = phase is not Phase.ISSUE and self.domain.system is System.LINKERD
+        return by_restart or self.domain.policy.leaf_renewal == "restart"
 
     @property
     def command(self) -> str:
@@ -257,8 +304,8 @@ class Rotation:
 
     def plan(self, observation: Observation) -> Plan:
         """The steps from here."""
-        old, new, back = self.old.fingerprints, self.new, self.direction == "back"
-        return plan(observation, old, new, plan_policy(self.domain), back=back)
+        back = self.direction == "back"
+        return self.aim.plan(observation, plan_policy(self.domain), back=back, turned=self.turned)
 
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
@@ -284,21 +331,33 @@ class Rotation:
 
     def keep_deadline(self, look: Look) -> None:
         """Write down until when is waited, before this process is left."""
-        self.remember(
-            lambda record: record.model_copy(
-                update={"deadlines": {**record.deadlines, _deadline_key(record, look.gate): look.until}}
-            )
-        )
 
-    def drop_deadline(self, gate: str) -> None:
-        """Forget when a wait was to end: it has ended."""
-        self.remember(
-            lambda record: record.model_copy(
-                update={"deadlines": {k: v for k, v in record.deadlines.items() if k != _deadline_key(record, gate)}}
-            )
-        )
+        def kept(record: RotationRecord) -> RotationRecord:
+            others = _without(record, look.gate)
+            return record.model_copy(update={"deadlines": {**others, _deadline_key(record, look.wait): look.until}})
+
+        self.remember(kept)
+
+    def keep_until(self, gate: str, patience: timedelta) -> datetime:
+        """Until when is waited for a person: as written down when the wait began, unless that has passed."""
+        kept = self.deadline(gate)
+        if kept is not None and kept > self.now():
+            return kept
+        until = self.now() + patience
+
+        def with_it(record: RotationRecord) -> RotationRecord:
+            return record.model_copy(update={"deadlines": {**record.deadlines, _deadline_key(record, gate): until}})
+
+        self.remember(with_it)
+        return until
+
+    def drop_deadlines(self, gate: str) -> None:
+        """Forget when the wait for a gate was to end: it has ended."""
+        self.remember(lambda record: record.model_copy(update={"deadlines": _without(record, gate)}))
 
     def _completed(self, seen: Observation) -> bool:
+        if self.kind == "issuer" and (self.direction == "forward" or self.retired is not None):
+            return self.plan(seen).phase is Phase.DONE
         if self.direction == "forward":
             return self.plan(seen).phase is Phase.DONE and bool(self.old_root_refused)
         if self.retired is None:  # nothing was minted: there was nothing to take back
@@ -317,12 +376,14 @@ class Rotation:
             completed=self._completed(last),
             resumed=self.resumed,
             phases=tuple(self._phases),
-            roots_before=tuple(sorted(self.old.fingerprints)),
+            roots_before=tuple(sorted((self.original if self.kind == "issuer" else self.old).fingerprints)),
             roots_after=tuple(sorted(bundles)),
             peers=len(last.peers),
             old_root_refused=self.old_root_refused,
             api_requests=self.api_requests,
             evidence=str(self.evidence.path),
+            kind=self.kind,
+            issuers_after=tuple(sorted({c.issuer.fingerprint for c in last.clusters if c.issuer is not None})),
         )
 
 
@@ -330,6 +391,14 @@ def _deadline_key(record: RotationRecord, gate: str) -> str:
     return f"turn {record.turn}, gate {gate}"
 
 
+def _without(record: RotationRecord, gate: str) -> dict[str, datetime]:
+    key = _deadline_key(record, gate)
+    return {k: v for k, v in record.deadlines.items() if k != key and not k.startswith(f"{key}, ")}
+
+
 def plan_policy(domain: TrustDomain) -> Policy:
     """The domain's policy as the planner knows it."""
-    return Policy(approvals=frozenset(Phase(name) for name in domain.policy.approvals))
+    return Policy(
+        approvals=frozenset(Phase(name) for name in domain.policy.approvals),
+        renewal=LeafRenewal(domain.policy.leaf_renewal),
+    )

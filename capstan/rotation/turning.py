@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from capstan.audit import audited_step
 from capstan.errors import GateRefused, InvalidInput, VerificationFailed
 from capstan.evidence import signer_from_vault
+from capstan.pki.inspect import Certificate
 from capstan.pki.verify import verify_issuer
 from capstan.progress import watcher
 from capstan.rotation import material
 from capstan.rotation.accounts import open_account, reopened
+from capstan.rotation.session import NEW_ROOT
+from capstan.trust.aim import IssuerAim, RootAim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
 
     from capstan.cluster.record import Claim, RotationRecord
     from capstan.pki.bundle import Bundle
-    from capstan.pki.inspect import Certificate
     from capstan.rotation.material import Target
     from capstan.rotation.session import Direction, Rotation
+    from capstan.trust.aim import Aim
     from capstan.trust.observation import Fingerprint, Observation
     from capstan.trust.phase import Goal
     from capstan.vaults.base import Reference, Vault
@@ -45,6 +48,25 @@ def aims(record: RotationRecord) -> tuple[frozenset[Fingerprint], Goal]:
     if record.direction == "forward":
         return record.old, record.new or None
     return frozenset({record.new} if record.new else ()), record.old
+
+
+def aim_of(record: RotationRecord, *, back: bool | None = None) -> Aim:
+    """What a rotation is after, by its record alone.
+
+    Args:
+        back: Ask for the way back; None asks for the direction that the record has.
+    """
+    going_back = record.direction == "back" if back is None else back
+    if record.kind == "issuer":
+        pair = (record.issuers_before, record.issuers)
+        return IssuerAim(pair[1] or pair[0], pair[0]) if going_back else IssuerAim(*pair)
+    return RootAim(*aims(record.model_copy(update={"direction": "back" if going_back else "forward"})))
+
+
+def minted_elsewhere(record: RotationRecord) -> Certificate | None:
+    """The root of a rotation's issuers where the vault has no entry of it."""
+    text = record.notes.get(NEW_ROOT)
+    return Certificate.from_pem(text, f"record of rotation {record.rotation_id}") if text else None
 
 
 def face_forward(rotation: Rotation, *, again: bool = False) -> None:
@@ -97,7 +119,11 @@ def recall(rotation: Rotation) -> None:
             return  # it minted nothing that it knew of, so nothing of it can be in a cluster
         watcher().step("recall what there was before", rotation.vault.url)
         rotation.retired = material.minted_before(
-            rotation.vault, domain=rotation.domain.name, rotation=rotation.id, clusters=rotation.systems
+            rotation.vault,
+            domain=rotation.domain.name,
+            rotation=rotation.id,
+            clusters=rotation.systems,
+            root=minted_elsewhere(record),
         )
         rotation.target = before(
             rotation.vault,
@@ -107,6 +133,7 @@ def recall(rotation: Rotation) -> None:
             rotation=rotation.id,
             original=rotation.original,
             now=rotation.now(),
+            minted=rotation.retired.issuers,
         )
         rotation.acted()  # the issuers just recalled are to be recognised
 
@@ -150,6 +177,7 @@ def before(
     rotation: str,
     original: Bundle,
     now: datetime,
+    minted: Mapping[str, Certificate],
 ) -> Target:
     """What a rotation found when it began: the issuers to go back to, and the root of the first.
 
@@ -159,28 +187,29 @@ def before(
     Args:
         certificates: Every root and issuer met while observing.
         original: The roots that were trusted when the rotation began.
+        minted: Cluster -> the issuer that the rotation minted: under the same root, it is told by nothing else.
 
     Raises:
         GateRefused: An issuer was replaced, and the one before it is gone, has expired, or chains to none of the roots.
     """
     issuers: dict[str, Certificate] = {}
     references: dict[str, Reference] = {}
-    roots: list[Certificate] = []
+    roots: dict[str, Certificate] = {}
     for cluster in seen.clusters:
         name, present = cluster.name, cluster.issuer
         reference = material.previous_issuer(vault, domain=domain, rotation=rotation, cluster=name)
         # The backup is taken where it is the present issuer, too: a switch back may have died half-way.
         if (
             present is not None
+            and (name not in minted or present.fingerprint != minted[name].fingerprint)
             and present.anchors & original.fingerprints
             and (reference is None or reference.fingerprint != present.fingerprint)
         ):
             issuers[name] = certificates[present.fingerprint]
-            roots += [root for root in original if root.fingerprint in present.anchors][:1]
+            roots[name] = next(root for root in original if root.fingerprint in present.anchors)
         elif reference is not None:
             issuer, root = _good_today(vault, reference, name, original, now)
-            issuers[name], references[f"issuer/{name}"] = issuer, reference
-            roots.append(root)
+            issuers[name], references[f"issuer/{name}"], roots[name] = issuer, reference, root
         else:
             raise _closed(
                 "the issuer before the rotation is not in the vault any more",
@@ -189,7 +218,7 @@ def before(
                 + (present.fingerprint[:16] if present else "not readable"),
                 expected="the backup made before the issuer was switched",
             )
-    return material.Target(roots[0], issuers, references)
+    return material.Target(next(iter(roots.values())), issuers, references, roots)
 
 
 def _good_today(
@@ -227,6 +256,7 @@ def _settled(rotation: Rotation) -> RotationRecord:
     for store, record in records:
         if record.turn != last.turn:
             store.update(lambda behind: behind.model_copy(update={name: getattr(last, name) for name in fields}))
+    rotation.turn = last.turn
     if first.turn != last.turn:
         _reopen_account(rotation, last)
     return last
@@ -247,6 +277,7 @@ def _turn(rotation: Rotation, direction: Direction, why: str, claim: Claim | Non
 
     rotation.remember(turned)
     record = rotation.record()
+    rotation.turn = record.turn
     _reopen_account(rotation, record)
     return record
 

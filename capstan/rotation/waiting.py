@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 from capstan.audit import audited_step
 from capstan.errors import GateTimedOut
 from capstan.progress import watcher
-from capstan.trust.gates import GateResult, may_enter, may_probe
-from capstan.trust.phase import Phase, progress
+from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
 
     from capstan.rotation.session import Rotation
+    from capstan.trust.gates import GateResult
     from capstan.trust.observation import Observation
 
 # Seconds between two looks: in proportion to what is left of the wait, within these.
 MIN_PAUSE = 0.5
 MAX_PAUSE = 30.0
-
-_BEHIND = {Phase.ISSUE: Phase.TRUST, Phase.DISTRUST: Phase.ISSUE, Phase.DONE: Phase.DISTRUST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +34,7 @@ class Look:
         total: Live peers.
         waiting_for: Who has not arrived, with the reason.
         until: When the wait ends at the latest, aware UTC.
+        observed: Whether that is the end of a leaf that is waited for, which the next look sees as well.
     """
 
     gate: str
@@ -44,6 +43,12 @@ class Look:
     total: int
     waiting_for: tuple[str, ...]
     until: datetime
+    observed: bool = False
+
+    @property
+    def wait(self) -> str:
+        """Names the wait in the record. A bound that is observed anew each time is not taken for one that is not."""
+        return f"{self.gate}, for leaves" if self.observed else self.gate
 
 
 def watch_gate(rotation: Rotation, phase: Phase, patience: timedelta | None = None) -> Look:
@@ -62,10 +67,11 @@ def watch_gate(rotation: Rotation, phase: Phase, patience: timedelta | None = No
     """
     with audited_step(f"gate/{phase.value}"):
         watcher().step(f"gate before {phase.value}")
-        return _watch(rotation, phase.value, phase, patience, lambda seen: may_enter(
-            phase, seen, rotation.old.fingerprints, rotation.new, rotation.now(),
-            old_leaf_refused=rotation.old_root_refused,
-        ))  # fmt: skip
+        aim = rotation.aim
+        return _watch(
+            rotation, phase.value, phase, patience,
+            lambda seen: aim.may_enter(phase, seen, rotation.now(), old_leaf_refused=rotation.old_root_refused),
+        )  # fmt: skip
 
 
 def watch_convergence(rotation: Rotation, patience: timedelta | None = None) -> Look:
@@ -76,10 +82,8 @@ def watch_convergence(rotation: Rotation, patience: timedelta | None = None) -> 
     """
     with audited_step("gate/probe"):
         watcher().step("gate before the refusal probe")
-        return _watch(
-            rotation, "probe", Phase.DISTRUST, patience,
-            lambda seen: may_probe(seen, rotation.old.fingerprints, rotation.new, rotation.now()),
-        )  # fmt: skip
+        aim = rotation.aim
+        return _watch(rotation, "probe", Phase.DISTRUST, patience, lambda seen: aim.may_probe(seen, rotation.now()))
 
 
 def _watch(
@@ -89,36 +93,37 @@ def _watch(
     patience: timedelta | None,
     judge: Callable[[Observation], GateResult],
 ) -> Look:
-    began = rotation.now()
+    began, aim = rotation.now(), rotation.aim
     # The bound of a wait that an earlier process began; looked at only once something has to be waited for.
     kept: datetime | None = None
     seen = rotation.recent()
     while True:
         result = judge(seen)
-        behind = _BEHIND.get(phase)
+        behind = aim.behind(phase)
         done, total = 0, len(seen.peers)
         if behind is not None:
-            far = progress(seen, behind, rotation.old.fingerprints, rotation.new)
+            far = aim.progress(seen, behind)
             done, total = far.done, far.total
             watcher().count(done, total, far.waiting_for)
         if result.open:
             if patience is not None:  # only a run that may leave its process writes deadlines down
-                rotation.drop_deadline(gate)
+                rotation.drop_deadlines(gate)
             _note_open(rotation, phase, result, len(seen.peers), (rotation.now() - began).total_seconds())
             return Look(gate, True, done, total, (), rotation.now())
         if result.contradictions or result.overdue:
             rotation.note("gate-refused", {"phase": phase.value, "evidence": list(result.evidence)})
             result.require()
+        now = rotation.now()
         if result.bound is None and kept is None:
-            kept = rotation.deadline(gate) or began + rotation.domain.policy.restart_deadline
+            # While leaves bounded the wait it did not run; what is still missing now has the time of a restart.
+            kept = rotation.deadline(gate) or now + rotation.domain.policy.restart_deadline
         bound = result.bound or kept
         assert bound is not None  # noqa: S101  # one of the two was just set
-        now = rotation.now()
         if now > bound:
-            rotation.drop_deadline(gate)  # whoever runs this again has seen to the stragglers: the wait begins anew
+            rotation.drop_deadlines(gate)  # whoever runs this again has seen to the stragglers: the wait begins anew
             raise _timed_out(rotation, phase, result, bound)
         if patience is not None and now - began >= patience and bound - now > patience:
-            return Look(gate, False, done, total, result.waiting_for, bound)
+            return Look(gate, False, done, total, result.waiting_for, bound, observed=result.bound is not None)
         rotation.sleep(_pause(now, bound))
         seen = rotation.observe()
 

@@ -198,9 +198,15 @@ class TrustSystem(Protocol):
         *,
         seconds: float,
         issuer: Fingerprint | None = None,
+        afresh: bool = False,
         on_progress: Callable[[Step], None] | None = None,
     ) -> RestartReport:
         """Make every control-plane process hold exactly these roots (and sign by this issuer), proven live.
+
+        Args:
+            afresh: Start every process anew, once for this stamp, even where it looks right: it may have held the same
+                before, and what was written in between may still be on its way to it (a rotation that was turned
+                round). Of no consequence where processes read such things at their start only.
 
         Raises:
             GateRefused: Restarting now would break it. GateTimedOut: It did not come up so in time.
@@ -212,13 +218,17 @@ class TrustSystem(Protocol):
         *,
         seconds: float,
         issuer: Fingerprint,
+        afresh: bool = False,
         on_progress: Callable[[Step], None] | None = None,
     ) -> RestartReport:
-        """Start every process that signs leaves anew, once for this stamp, even if it looks right: what a signer has in
-        memory cannot be read, and a leaf proves only what it had when it signed. The roots are those declared now.
+        """Make every process that signs leaves sign by this issuer. The roots are those declared now.
+
+        Where what a signer has in memory cannot be read (a leaf proves only what it had when it signed), each is
+        started anew, once for this stamp, even if it looks right. Where each can be asked, it is only proven.
 
         Args:
-            issuer: Whose leaves the new processes must present: the configured issuer.
+            issuer: Whose leaves the processes must present: the configured issuer.
+            afresh: As `restart_control_plane`.
 
         Raises:
             GateRefused: Restarting now would break it. GateTimedOut: It did not come up so in time.
@@ -238,6 +248,13 @@ class TrustSystem(Protocol):
 
         Raises:
             GateTimedOut: Some did not end in time; names them.
+        """
+
+    def probe_identity(self, domain: str) -> str:
+        """The name that a certificate for `probe` has to carry: one that proxies look at, and that is no workload's.
+
+        Args:
+            domain: Name of the trust domain in Capstan.
         """
 
     def probe(

@@ -69,6 +69,7 @@ class Planner:
         self.words = _BACK if back else _FORWARD
         self.policy = policy
         self.only = staying(new)
+        self.fenced = self.turned and all(cluster.bundle != self.only for cluster in observation.clusters)
         self.needed = needed_roots(observation, old, self.only) if self.only else old
 
     def steps(self) -> tuple[Step, ...]:
@@ -218,11 +219,12 @@ class Planner:
 
         Once a rotation was turned round, an answer may be out of date in a way that cannot be seen: bundle and issuer
         go back to values that they had before, and what was written in between may still be on its way to the replica.
-        Then every replica is started anew in each phase, with nothing on its way any more.
+        Then every replica is started anew, with nothing on its way any more, until the first bundle is narrowed: which
+        no gate allows before that was done.
         """
         if not cluster.roots_with_leaf:
             return False
-        if not self.only or not cluster.signers or (self.turned and cluster.bundle != self.only):
+        if not self.only or not cluster.signers or self.fenced:
             return True
         match phase:
             case Phase.TRUST:

@@ -54,7 +54,7 @@ def there_was(vault: LocalVault, now: datetime = NOW, **present: Minted | None) 
     ]
     certificates = {minted.certificate.fingerprint: minted.certificate for minted in present.values() if minted}
     seen = Observation(now, tuple(clusters))
-    return before(vault, seen, certificates, domain="mesh", rotation="r-1", original=ORIGINAL, now=now)
+    return before(vault, seen, certificates, domain="mesh", rotation="r-1", original=ORIGINAL, now=now, minted={})
 
 
 def _issuer(minted: Minted | None) -> Issuer | None:

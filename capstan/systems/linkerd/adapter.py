@@ -96,6 +96,7 @@ class Linkerd:
         *,
         seconds: float,
         issuer: Fingerprint | None = None,
+        afresh: bool = False,  # noqa: ARG002  # a Linkerd proxy reads its roots at its start only
         on_progress: Callable[[Step], None] | None = None,
     ) -> RestartReport:
         """identity, destination, proxy-injector: each until its proxies hold exactly these roots."""
@@ -110,6 +111,7 @@ class Linkerd:
         *,
         seconds: float,
         issuer: Fingerprint,
+        afresh: bool = False,  # noqa: ARG002  # identity is started anew in any case
         on_progress: Callable[[Step], None] | None = None,
     ) -> RestartReport:
         """identity, once for this stamp, until its proxies present leaves of this issuer."""
@@ -132,6 +134,10 @@ class Linkerd:
             self.cluster, self.namespace, roots, stamp, seconds=seconds,
             issuer=issuer, parallel=parallel, on_progress=on_progress, now=self._now,
         )  # fmt: skip
+
+    def probe_identity(self, domain: str) -> str:
+        """A DNS name that nobody has (RFC 2606)."""
+        return f"capstan-probe.{domain}.invalid"
 
     def probe(
         self, chain_pem: bytes, key: PrivateKey, *, limit: int | None = None, wanted: frozenset[str] = frozenset()

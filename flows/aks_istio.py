@@ -1,0 +1,202 @@
+"""The AKS Istio add-on with a plug-in CA in Azure Key Vault: its root and intermediate, without dropping a handshake.
+
+Follows Microsoft's "Plug in CA certificates for Istio-based service mesh add-on on Azure Kubernetes Service", in its
+order; what we do more is marked (+). A rotation makes new versions of four Key Vault secrets and asks nothing of ARM.
+
+One thing is done otherwise, because it has to be: the documented root rotation goes from {A+B, signed by A} to {B,
+signed by B} in one update. Until the last leaf is renewed, proxies that trust B alone then meet leaves under A, and
+refuse them. Here the phase {A+B, signed by B} stands between (docs/aks.md; `capstan.trust.explore` shows both).
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from capstan.config import TrustDomain
+from capstan.errors import ApprovalRejected
+from capstan.rotation import Outcome, Rotation
+from capstan.rotation.turning import REJECTED
+from capstan.trust.phase import Phase
+from flows.approval import approved
+from flows.claims import cancel_waiting_run
+from flows.offline import mint_or_have_signed
+from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
+from flows.running import running
+from flows.waiting import await_convergence, await_gate, await_window
+from tasks import steps
+
+
+@flow(
+    name="aks-istio-root",
+    flow_run_name="{domain.name}: rotate root",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def rotate_root(
+    domain: TrustDomain, rotation: str | None = None, take_over: bool = False, forward: bool = False
+) -> Outcome:
+    """Rotate the root and the intermediate of the add-on.
+
+    Killed anywhere and run again, it goes on from where the certificates say it is.
+
+    Args:
+        domain: The trust domain: its clusters, each with `plugin_ca`, vault and policy.
+        rotation: Id of this rotation; an unfinished one is gone on with, else a new one is named after today.
+        take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+        forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
+    """
+    with running(domain, rotation, take_over=take_over, kind="anchor") as opened:
+        if goes_back_by_itself(opened, forward):
+            back(opened)
+            return opened.outcome()
+        try:
+            steps.face_forward(opened, again=forward)
+            prepare(opened)
+            if steps.pending(opened, Phase.TRUST):
+                trust(opened)
+            if steps.pending(opened, Phase.ISSUE):
+                issue(opened)
+            distrust(opened)
+            steps.finish(opened)
+        except ApprovalRejected:
+            if domain.policy.on_reject == "stop":
+                raise
+            back(opened, REJECTED)
+        return opened.outcome()
+
+
+@flow(
+    name="aks-istio-intermediate",
+    flow_run_name="{domain.name}: rotate intermediate",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def rotate_intermediate(
+    domain: TrustDomain, rotation: str | None = None, take_over: bool = False, forward: bool = False
+) -> Outcome:
+    """Rotate the intermediate of the add-on under the root there is ("Intermediate certificate authority rotation").
+
+    Nobody's trust changes. The replaced intermediate stays trusted until it expires: to be rid of one whose key was
+    stolen, rotate the root.
+
+    Args:
+        domain, rotation, take_over, forward: As `rotate_root`.
+    """
+    with running(domain, rotation, take_over=take_over, kind="issuer") as opened:
+        if goes_back_by_itself(opened, forward):
+            back(opened)
+            return opened.outcome()
+        try:
+            steps.face_forward(opened, again=forward)
+            prepare(opened)
+            if steps.locate(opened) is not Phase.DONE:
+                renew(opened)
+            steps.finish(opened)
+        except ApprovalRejected:
+            if domain.policy.on_reject == "stop":
+                raise
+            back(opened, REJECTED)
+        return opened.outcome()
+
+
+@flow(
+    name="aks-istio-roll-back",
+    flow_run_name="{domain.name}: roll back",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool = False) -> Outcome:
+    """Take a rotation back to the roots and the intermediate there were before it, from whatever phase it is in.
+
+    The values there were are written again, as new versions. It is asked for once, with the whole way back shown. A run
+    of the rotation that waits, or is suspended for an approval, is cancelled; one at work has to be cancelled first.
+
+    Args:
+        domain: The trust domain: its clusters, each with `plugin_ca`, vault and policy.
+        rotation: Id of the rotation; by default the one under way, else the last one.
+        take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+    """
+    found = steps.look_back(domain, rotation).record  # before anything is stopped: is there a way back?
+    cancel_waiting_run(found)
+    with running(domain, found.rotation_id, take_over=take_over) as opened:
+        roll_back_when_approved(opened)
+        return opened.outcome()
+
+
+def prepare(rotation: Rotation) -> None:
+    """Generate the new root and an intermediate, or the intermediate alone. Nothing in the Key Vault's four changes."""
+    with rotation.phase(Phase.PREPARE):
+        await_gate(rotation, Phase.PREPARE)  # (+) every proxy and every istiod can be read; everyone trusts everyone
+        steps.preflight(
+            rotation
+        )  # (+) secret rotation is enabled, no revision is being upgraded unread, names of roots
+        mint_or_have_signed(rotation)  # (+) into the vault, once; the root's key may stay offline; two verifiers agree
+
+
+def trust(rotation: Rotation) -> None:
+    """Update the secret root-cert to A+B; the other three stay ("update Azure Key Vault secret root-cert")."""
+    with rotation.phase(Phase.TRUST):
+        await_gate(rotation, Phase.TRUST)
+        approved(rotation, Phase.TRUST)
+        await_window(rotation, Phase.TRUST)  # (+) nothing changes outside the domain's maintenance window
+        for cluster in rotation.systems:
+            steps.widen_bundle(rotation, cluster)
+        for cluster in rotation.systems:
+            # "Wait for the time of --rotation-poll-interval", "verify that istiod has picked up the new CA": (+) each
+            # istiod of each revision is asked for a leaf; then ConfigMaps and webhooks.
+            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
+            if rotation.restarts_workloads(Phase.TRUST):
+                steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        # "Wait for 24 hours, or restart workloads": (+) every proxy is asked what it holds, until its leaf would end.
+        await_gate(rotation, Phase.ISSUE)
+
+
+def issue(rotation: Rotation) -> None:
+    """(+) Update ca-cert, ca-key and cert-chain to B's; root-cert stays A+B: the documented procedure skips this."""
+    with rotation.phase(Phase.ISSUE):
+        await_gate(rotation, Phase.ISSUE)
+        approved(rotation, Phase.ISSUE)
+        await_window(rotation, Phase.ISSUE)
+        _switch(rotation)
+        await_gate(rotation, Phase.DISTRUST)
+
+
+def distrust(rotation: Rotation) -> None:
+    """Update root-cert to B alone: the rest of the documented last step, once nothing under A is presented any more."""
+    with rotation.phase(Phase.DISTRUST):
+        if steps.locate(rotation) is not Phase.DONE:
+            await_gate(rotation, Phase.DISTRUST)
+            approved(rotation, Phase.DISTRUST)
+            await_window(rotation, Phase.DISTRUST)
+            for cluster in rotation.systems:
+                steps.narrow_bundle(rotation, cluster)
+            for cluster in rotation.systems:
+                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
+                if rotation.restarts_workloads(Phase.DISTRUST):
+                    steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
+        await_convergence(rotation)
+        steps.prove_refusal(rotation)  # (+) a leaf under A is refused by every live proxy
+        await_gate(rotation, Phase.DONE)
+
+
+def renew(rotation: Rotation) -> None:
+    """Update ca-cert, ca-key and cert-chain to another intermediate's; root-cert stays as it is."""
+    with rotation.phase(Phase.ISSUE):
+        await_gate(rotation, Phase.ISSUE)
+        approved(rotation, Phase.ISSUE)
+        await_window(rotation, Phase.ISSUE)
+        _switch(rotation)
+        # The documented procedure ends with istiod's log; (+) every proxy is asked whose leaf it has.
+        await_gate(rotation, Phase.DONE)
+
+
+def _switch(rotation: Rotation) -> None:
+    for cluster in rotation.systems:
+        steps.back_up_issuer(rotation, cluster)  # (+) the way back
+        steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy or istiod would not trust it
+        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)  # (+) each istiod is asked for a leaf
+        if rotation.restarts_workloads(Phase.ISSUE):
+            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)

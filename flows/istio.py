@@ -1,0 +1,205 @@
+"""Upstream Istio: root and intermediate, plugged in (`cacerts`) or self-signed, turned without dropping a handshake.
+
+Follows what Istio's own test of the plug-in CA does and its vendors prescribe (A -> A+B -> A+B signed by B -> B), in
+that order; what we do more is marked (+). Istio's documentation of the plug-in CA has no rotation at all; that of the
+self-signed root (`root-transition.sh`) keeps the key, and is `redate_root` here. Why each barrier stands where it does:
+docs/istio.md, and `capstan.trust.explore`, which proves the order.
+
+What a step means for Istio: a proxy takes roots and leaf together, from whichever istiod it asks next. So every istiod
+has to hold a thing before any proxy is waited for, and proxies are waited for and not restarted, unless the domain's
+policy says so.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from capstan.config import TrustDomain
+from capstan.errors import ApprovalRejected
+from capstan.rotation import Outcome, Rotation
+from capstan.rotation.turning import REJECTED
+from capstan.trust.phase import Phase
+from flows.approval import approved
+from flows.claims import cancel_waiting_run
+from flows.offline import mint_or_have_signed
+from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
+from flows.running import running
+from flows.waiting import await_convergence, await_gate, await_window
+from tasks import steps
+
+
+@flow(
+    name="istio-root",
+    flow_run_name="{domain.name}: rotate root",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def rotate_root(
+    domain: TrustDomain, rotation: str | None = None, take_over: bool = False, forward: bool = False
+) -> Outcome:
+    """Rotate the root and the intermediates of one mesh.
+
+    Killed anywhere and run again, it goes on from where the certificates say it is. A self-signed mesh moves to
+    `cacerts` by it: istiod has no way to another key of its own.
+
+    Args:
+        domain: The trust domain: its clusters, control plane, vault and policy.
+        rotation: Id of this rotation; an unfinished one is gone on with, else a new one is named after today.
+        take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+        forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
+    """
+    with running(domain, rotation, take_over=take_over, kind="anchor") as opened:
+        if goes_back_by_itself(opened, forward):
+            back(opened)
+            return opened.outcome()
+        try:
+            steps.face_forward(opened, again=forward)
+            prepare(opened)
+            if steps.pending(opened, Phase.TRUST):
+                trust(opened)
+            if steps.pending(opened, Phase.ISSUE):
+                issue(opened)
+            distrust(opened)
+            steps.finish(opened)
+        except ApprovalRejected:
+            if domain.policy.on_reject == "stop":
+                raise
+            back(opened, REJECTED)
+        return opened.outcome()
+
+
+@flow(
+    name="istio-intermediate",
+    flow_run_name="{domain.name}: rotate intermediate",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def rotate_intermediate(
+    domain: TrustDomain, rotation: str | None = None, take_over: bool = False, forward: bool = False
+) -> Outcome:
+    """Rotate the intermediates of one mesh under the root there is.
+
+    Nobody's trust changes. The replaced intermediate stays trusted until it expires: to be rid of one whose key was
+    stolen, rotate the root.
+
+    Args:
+        domain, rotation, take_over, forward: As `rotate_root`.
+    """
+    with running(domain, rotation, take_over=take_over, kind="issuer") as opened:
+        if goes_back_by_itself(opened, forward):
+            back(opened)
+            return opened.outcome()
+        try:
+            steps.face_forward(opened, again=forward)
+            prepare(opened)
+            if steps.locate(opened) is not Phase.DONE:
+                renew(opened)
+            steps.finish(opened)
+        except ApprovalRejected:
+            if domain.policy.on_reject == "stop":
+                raise
+            back(opened, REJECTED)
+        return opened.outcome()
+
+
+@flow(
+    name="istio-roll-back",
+    flow_run_name="{domain.name}: roll back",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool = False) -> Outcome:
+    """Take a rotation back to the roots and intermediates there were before it, from whatever phase it is in.
+
+    It is asked for once, with the whole way back shown. A rotation that is complete can be taken back as long as the
+    previous intermediate is in the vault and has not expired. A run of the rotation that waits, or is suspended for an
+    approval, is cancelled; one that is at work has to be cancelled first.
+
+    Args:
+        domain: The trust domain: its clusters, control plane, vault and policy.
+        rotation: Id of the rotation; by default the one under way, else the last one.
+        take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+    """
+    found = steps.look_back(domain, rotation).record  # before anything is stopped: is there a way back?
+    cancel_waiting_run(found)
+    with running(domain, found.rotation_id, take_over=take_over) as opened:
+        roll_back_when_approved(opened)
+        return opened.outcome()
+
+
+def prepare(rotation: Rotation) -> None:
+    """Generate the new root and an intermediate under it, or the intermediate alone. Nothing in the mesh changes."""
+    with rotation.phase(Phase.PREPARE):
+        await_gate(rotation, Phase.PREPARE)  # (+) every proxy and every istiod can be read; everyone trusts everyone
+        steps.preflight(rotation)  # (+) istiod's own rules for its files, versions that lose roots, names of roots
+        mint_or_have_signed(rotation)  # (+) into the vault, once; the root's key may stay offline; two verifiers agree
+
+
+def trust(rotation: Rotation) -> None:
+    """root-cert.pem := A+B, the signer as it is; every istiod hands out both before any proxy is waited for."""
+    with rotation.phase(Phase.TRUST):
+        await_gate(rotation, Phase.TRUST)
+        approved(rotation, Phase.TRUST)
+        await_window(rotation, Phase.TRUST)  # (+) nothing changes outside the domain's maintenance window
+        for cluster in rotation.systems:
+            # Exact bytes, old text first: istiod up to 1.29 takes a changed bundle only if one text contains the other.
+            steps.widen_bundle(rotation, cluster)
+        for cluster in rotation.systems:
+            # (+) proven replica by replica: reloaded, or restarted where version and flags cannot reload; then the
+            # ConfigMaps of all namespaces and the webhooks' caBundle.
+            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
+            if rotation.restarts_workloads(Phase.TRUST):
+                steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        # (+) vendors wait for 24 h, or restart and hope; we ask every proxy what it holds, until its leaf would end.
+        await_gate(rotation, Phase.ISSUE)
+
+
+def issue(rotation: Rotation) -> None:
+    """The intermediate := B's, root-cert.pem still A+B; leaves renew at half of their life."""
+    with rotation.phase(Phase.ISSUE):
+        await_gate(rotation, Phase.ISSUE)
+        approved(rotation, Phase.ISSUE)
+        await_window(rotation, Phase.ISSUE)
+        _switch(rotation)
+        await_gate(rotation, Phase.DISTRUST)
+
+
+def distrust(rotation: Rotation) -> None:
+    """root-cert.pem := B alone, once no istiod signs and no proxy presents what is under A."""
+    with rotation.phase(Phase.DISTRUST):
+        if steps.locate(rotation) is not Phase.DONE:
+            await_gate(rotation, Phase.DISTRUST)
+            approved(rotation, Phase.DISTRUST)
+            await_window(rotation, Phase.DISTRUST)
+            for cluster in rotation.systems:
+                steps.narrow_bundle(rotation, cluster)
+            for cluster in rotation.systems:
+                # (+) with one restart of istiod: whom it lets in by certificate it has known since its start.
+                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
+                if rotation.restarts_workloads(Phase.DISTRUST):
+                    steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
+        await_convergence(rotation)
+        steps.prove_refusal(rotation)  # (+) a leaf under A is refused by every live proxy
+        await_gate(rotation, Phase.DONE)
+
+
+def renew(rotation: Rotation) -> None:
+    """The intermediate := another one under the same root; leaves renew at half of their life."""
+    with rotation.phase(Phase.ISSUE):
+        await_gate(rotation, Phase.ISSUE)
+        approved(rotation, Phase.ISSUE)
+        await_window(rotation, Phase.ISSUE)
+        _switch(rotation)
+        await_gate(rotation, Phase.DONE)
+
+
+def _switch(rotation: Rotation) -> None:
+    for cluster in rotation.systems:
+        steps.back_up_issuer(rotation, cluster)  # (+) the way back
+        steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy or istiod would not trust it
+        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)  # (+) each istiod is asked for a leaf
+        if rotation.restarts_workloads(Phase.ISSUE):
+            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
