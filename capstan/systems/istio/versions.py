@@ -50,8 +50,8 @@ class Version:
     def __lt__(self, other: Version) -> bool:
         return self._key() < other._key()
 
-    def _key(self) -> tuple[int, int, int, int, tuple[str, ...]]:
-        parts = tuple(part.zfill(6) for part in re.split(r"[.]", self.pre))
+    def _key(self) -> tuple[int, int, int, int, tuple[tuple[int, str], ...]]:
+        parts = tuple((int(part), "") if part.isdigit() else (-1, part) for part in self.pre.split("."))
         return (self.major, self.minor, self.patch, 0 if self.pre else 1, parts)
 
     def at_least(self, major: int, minor: int, patch: int = 0) -> bool:
