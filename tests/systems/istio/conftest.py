@@ -28,3 +28,11 @@ def cluster(fresh_api: Running) -> Iterator[Cluster]:
     cluster = fresh_api.connect(sleep=lambda _seconds: None)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One for all tests that write into namespaces of their own."""
+    running = Running(tmp_path_factory.mktemp("apiserver"))
+    yield running
+    running.stop()

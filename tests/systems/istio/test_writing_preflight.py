@@ -112,7 +112,7 @@ def test_lists_of_revocations_must_cover_every_ca_of_the_chain() -> None:
 
 @pytest.mark.parametrize("text", ["nonsense", "-----BEGIN X509 CRL-----\nAAAA\n"])
 def test_lists_of_revocations_that_cannot_be_read_are_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="ca-crl.pem cannot be read"):
+    with pytest.raises(InvalidInput, match=r"ca-crl.pem cannot be read"):
         verify(OLD.files(), crl=text)
 
 
