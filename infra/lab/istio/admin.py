@@ -71,7 +71,7 @@ def config_dump(material: Material | None, query: str, *, version: str, files: b
             {"@type": f"{_ADMIN}.RoutesConfigDump"},
             dump,
         ]
-        return _json({"configs": whole})
+        return json_page({"configs": whole})
     resource = asked["resource"][0]
     if resource not in _KNOWN_RESOURCES:
         return httpd.Response.text(f"{resource} not found in config dump", 404)
@@ -79,7 +79,7 @@ def config_dump(material: Material | None, query: str, *, version: str, files: b
     found = [entry for entry in dump.get(resource, []) if pattern.fullmatch(entry["name"])]
     kind = "StaticSecret" if resource == "static_secrets" else "DynamicSecret"
     configs = [{"@type": f"{_ADMIN}.SecretsConfigDump.{kind}", **entry} for entry in found]
-    return _json({"configs": configs} if configs else {})
+    return json_page({"configs": configs} if configs else {})
 
 
 def certs(material: Material | None, *, ca_path: str = "<inline>", chain_path: str = "<inline>") -> JSON:
@@ -172,11 +172,10 @@ def _uninitialised(name: str) -> JSON:
 
 def _certificate(certificate: x509.Certificate, path: str) -> JSON:
     left = max(certificate.not_valid_after_utc - _now(), timedelta())
-    names = [{"uri": uri} for uri in uris(certificate)]
-    found: JSON = {"path": path, "serial_number": f"{certificate.serial_number:x}"}
-    if names:
-        found["subject_alt_names"] = names
-    return found | {
+    return {
+        "path": path,
+        "serial_number": f"{certificate.serial_number:x}",
+        "subject_alt_names": [{"uri": uri} for uri in uris(certificate)],
         "days_until_expiration": str(left.days),
         "valid_from": certificate.not_valid_before_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "expiration_time": certificate.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -187,7 +186,8 @@ def _base64(pem: str) -> str:
     return base64.b64encode(pem.encode()).decode()
 
 
-def _json(value: JSON) -> httpd.Response:
+def json_page(value: JSON) -> httpd.Response:
+    """A page as protobuf prints messages."""
     return httpd.Response(200, json.dumps(value, indent=1).encode() + b"\n", "application/json")
 
 

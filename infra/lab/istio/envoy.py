@@ -8,11 +8,13 @@ Envoy's own (15000). The process dies with the pod, and with the lab.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +70,11 @@ class Envoy:
     def update(self, material: Material) -> None:
         """Give it new secrets, roots first; one that has not changed is not written."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        trusted = {"trusted_ca": {"inline_string": material.roots_pem}}
+        # Bytes, as istio-agent's SDS sends them: the admin port shows them as they came.
+        trusted = {"trusted_ca": _inline(material.roots_pem.encode())}
         certificate = {
-            "certificate_chain": {"inline_string": material.chain_pem},
-            "private_key": {"inline_string": material.key_pem.decode()},
+            "certificate_chain": _inline(material.chain_pem.encode()),
+            "private_key": _inline(material.key_pem),
         }
         self._write("rootca.json", _discovery("ROOTCA", {"validation_context": trusted}))
         self._write("default.json", _discovery("default", {"tls_certificate": certificate}))
@@ -146,10 +149,10 @@ class Envoy:
 
     def _write(self, name: str, content: JSON) -> None:
         path = self._directory / name
-        data = json.dumps(content)
         with contextlib.suppress(FileNotFoundError):
-            if path.read_text() == data:
+            if json.loads(path.read_text())["resources"] == content["resources"]:
                 return
+        data = json.dumps(content)
         temporary = path.with_name(f".{name}")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:
@@ -222,8 +225,13 @@ class Envoy:
         }
 
 
+def _inline(data: bytes) -> JSON:
+    return {"inline_bytes": base64.b64encode(data).decode()}
+
+
 def _discovery(name: str, body: JSON) -> JSON:
-    return {"resources": [{"@type": f"{_SECRET}.Secret", "name": name, **body}]}
+    version = f"{time.time():.9f}"
+    return {"version_info": version, "resources": [{"@type": f"{_SECRET}.Secret", "name": name, **body}]}
 
 
 def _address(ip: str, port: int) -> JSON:

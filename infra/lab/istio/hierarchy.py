@@ -11,13 +11,15 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from infra.lab.pki import BACKDATE, KeyPair
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 ORGANIZATION = "Istio"
@@ -49,6 +51,18 @@ def mint_intermediate(
     """A new signing CA under `root`, with path length 0."""
     key = ec.generate_private_key(ec.SECP256R1())
     return _certificate(_name(common_name), key, now, lifetime, identifiers=identifiers, signer=root)
+
+
+def load(certificate: Path, key: Path) -> KeyPair:
+    """A key pair from its two PEM files.
+
+    Raises:
+        OSError, ValueError, TypeError: One cannot be read, or is no certificate, or no elliptic key.
+    """
+    private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise TypeError(f"{key} holds no elliptic key")
+    return KeyPair(x509.load_pem_x509_certificate(certificate.read_bytes()), private)
 
 
 def _certificate(

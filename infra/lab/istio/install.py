@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.lab.client import ApiError, Informer
 from infra.lab.istio import gateway, hierarchy, manifests, webhooks, ztunnel
-from infra.lab.objects import create, wait_until_available
+from infra.lab.objects import create, is_available, wait_until_available
 
 if TYPE_CHECKING:
     from infra.lab.client import KubeClient
@@ -85,6 +85,10 @@ async def _available(client: KubeClient, namespace: str) -> None:
     deployments = Informer(client, f"/apis/apps/v1/namespaces/{namespace}/deployments")
     try:
         await wait_until_available(deployments, READY_SECONDS)
+    except TimeoutError as error:
+        missing = sorted(name for (_, name), found in deployments.objects.items() if not is_available(found))
+        text = f"not available after {READY_SECONDS:g} s in {namespace}: {', '.join(missing) or 'every Deployment'}"
+        raise TimeoutError(f"{text}; see the logs of their pods") from error
     finally:
         await deployments.stop()
 

@@ -165,7 +165,7 @@ class Proxy:
             return admin.config_dump(self.material, request.query, version=version, files=self._mounted)
         if request.path == "/certs":
             paths = {"ca_path": ROOTS_FILE, "chain_path": CHAIN_FILE} if self._mounted else {}
-            return httpd.Response.json(admin.certs(self.material, **paths))
+            return admin.json_page(admin.certs(self.material, **paths))
         if request.path == "/ready":
             return httpd.Response.text("LIVE\n") if live else httpd.Response.text("PRE_INITIALIZING\n", 503)
         if request.path == "/server_info":
