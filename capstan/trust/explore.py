@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from capstan.trust.gates import may_enter, may_probe
-from capstan.trust.model import NEW, NOW, Broken, Domain, Root, State
+from capstan.trust.model import NEW, NOW, Broken, Domain, Root
 from capstan.trust.phase import Phase
 from capstan.trust.plan import plan
 from capstan.trust.procedure import Move, Procedure
@@ -20,7 +20,11 @@ from capstan.trust.steps import StepKind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from capstan.trust import model, model_istio
+    from capstan.trust.model_istio import IstioDomain
     from capstan.trust.observation import Observation
+
+    State = model.State | model_istio.State
 
 _Target = tuple[int, int]
 
@@ -32,12 +36,15 @@ class Node(NamedTuple):
         back: The procedure runs from new to old.
         position: Index of the next move; past the last one the procedure has ended.
         touched: What the move at `position` has acted on: (cluster, peer), or (cluster, -1) for a write.
+        turned: 0 while the procedure was never turned round (or where that is of no consequence), 1 until the first
+            control-plane step after a turn has ended, then 2.
     """
 
     state: State
     back: bool
     position: int
     touched: frozenset[_Target]
+    turned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +89,23 @@ class Explored:
         return self.counterexample is None
 
 
-def shipped(domain: Domain) -> Procedure:
+def shipped(domain: Domain | IstioDomain) -> Procedure:
     """The procedure that `plan` ships for this domain."""
     return Procedure.of(plan(domain.observe(domain.start()), domain.before, NEW))
 
 
-def explore(domain: Domain, procedure: Procedure) -> Explored:
+def explore(domain: Domain | IstioDomain, procedure: Procedure) -> Explored:
     """Visit every reachable state, breadth first, until one is broken or none is left."""
     return _Explorer(domain, procedure).run()
 
 
 class _Explorer:
-    def __init__(self, domain: Domain, procedure: Procedure) -> None:
+    def __init__(self, domain: Domain | IstioDomain, procedure: Procedure) -> None:
         self.domain = domain
         self.procedure = procedure
         self.names = {name: index for index, (name, _) in enumerate(domain.clusters)}
         self.open: dict[tuple[State, bool, Phase, tuple[str, ...]], bool] = {}
-        self.done: dict[tuple[State, bool], frozenset[str]] = {}
+        self.done: dict[tuple[State, bool, bool], frozenset[str]] = {}
         self.sound: set[State] = set()
 
     def run(self) -> Explored:
@@ -134,18 +141,23 @@ class _Explorer:
     def at_goal(self, node: Node) -> bool:
         if node.back or node.position < len(self.procedure.moves):
             return False
-        only = frozenset({NEW})
-        return all(
-            cluster.bundle == only and all(peer.trusts == only and peer.leaf == NEW for peer in cluster.peers)
-            for cluster in node.state
-        )
+        return self.domain.settled(node.state, frozenset({NEW}), NEW)
 
     def at_start(self, node: Node) -> bool:
         """Whether the way back has ended and everything is as it was at the start."""
         return node.back and node.position == len(self.procedure.moves) and node.state == self.domain.start()
 
     def events(self, node: Node) -> Iterator[tuple[str, Node | Broken]]:
-        """Everything that may come next: by itself, by the procedure, by killing it, by turning it round."""
+        """Everything that may come next, interchangeable parts of the domain in one order."""
+        for event, after in self.all_events(node):
+            if isinstance(after, Broken):
+                yield event, after
+            else:
+                replicas = not after.touched
+                yield event, after._replace(state=self.domain.canonical(after.state, replicas=replicas))
+
+    def all_events(self, node: Node) -> Iterator[tuple[str, Node | Broken]]:
+        """By itself, by the procedure, by killing it, by turning it round."""
         for event, after in self.domain.happens(node.state):
             yield event, after if isinstance(after, Broken) else node._replace(state=after)
         yield from self.moves(node)
@@ -153,7 +165,8 @@ class _Explorer:
             if node.position or node.touched:
                 yield "the procedure is killed and run again", node._replace(position=0, touched=frozenset())
             turned = "the rotation is rolled back" if not node.back else "the roll-back is given up"
-            yield turned, node._replace(back=not node.back, position=0, touched=frozenset())
+            once = 1 if self.domain.fences else 0
+            yield turned, node._replace(back=not node.back, position=0, touched=frozenset(), turned=once)
 
     def moves(self, node: Node) -> Iterator[tuple[str, Node | Broken]]:
         if node.position == len(self.procedure.moves):
@@ -165,45 +178,52 @@ class _Explorer:
             yield f"{label} is already true", done
         if move.gate is not None and not node.touched and not self.may_pass(node, move, move.gate):
             return
-        targets = self.targets(node.state, move)
+        targets = self.targets(move)
         if not targets - node.touched:
-            yield f"{label} complete", done
+            fenced = node.turned == 1 and move.kind is StepKind.RESTART_CONTROL_PLANE
+            yield f"{label} complete", done._replace(turned=2) if fenced else done
             return
         for target in sorted(targets - node.touched):
-            event, after = self.act(node, move, target)
-            if isinstance(after, Broken):
-                yield f"{label} {event}", after
-            else:
-                yield f"{label} {event}", node._replace(state=after, touched=node.touched | {target})
+            for event, after in self.act(node, move, target):
+                if isinstance(after, Broken):
+                    yield f"{label} {event}", after
+                else:
+                    yield f"{label} {event}", node._replace(state=after, touched=node.touched | {target})
 
-    def targets(self, state: State, move: Move) -> frozenset[_Target]:
+    def targets(self, move: Move) -> frozenset[_Target]:
         clusters = [self.names[name] for name in move.clusters]
         match move.kind:
             case StepKind.WIDEN_BUNDLE | StepKind.SWITCH_ISSUER | StepKind.NARROW_BUNDLE:
                 return frozenset((c, -1) for c in clusters)
             case StepKind.RESTART_CONTROL_PLANE:
-                return frozenset((c, 0) for c in clusters)
+                return frozenset((c, p) for c in clusters for p in self.domain.control_plane(c))
             case StepKind.RESTART_DATA_PLANE:
-                return frozenset((c, p) for c in clusters for p in range(1, len(state[c].peers)))
+                return frozenset((c, p) for c in clusters for p in self.domain.workloads(c))
             case _:
                 return frozenset()
 
-    def act(self, node: Node, move: Move, target: _Target) -> tuple[str, State | Broken]:
+    def act(self, node: Node, move: Move, target: _Target) -> Iterator[tuple[str, State | Broken]]:
+        """What a move does to one target; several outcomes where it may end in several ways."""
         c, p = target
         name = self.domain.clusters[c][0]
         _, stays = self.aims(node.back)
         match move.kind:
             case StepKind.WIDEN_BUNDLE:
                 both = "+".join([*sorted(self.domain.before), NEW])
-                return f"{name}: bundle := {both}", self.domain.write_bundle(node.state, c, self.domain.before | {NEW})
+                yield f"{name}: bundle := {both}", self.domain.write_bundle(node.state, c, self.domain.before | {NEW})
             case StepKind.NARROW_BUNDLE:
                 only = "+".join(sorted(stays))
-                return f"{name}: bundle := {only}", self.domain.write_bundle(node.state, c, stays)
+                yield f"{name}: bundle := {only}", self.domain.write_bundle(node.state, c, stays)
             case StepKind.SWITCH_ISSUER:
                 root = self.domain.issuer_before(c) if node.back else NEW
-                return f"{name}: issuer := {root}", self.domain.write_issuer(node.state, c, root)
+                yield f"{name}: issuer := {root}", self.domain.write_issuer(node.state, c, root)
+            case StepKind.RESTART_CONTROL_PLANE:
+                # What the product asks for: nobody's answer is believed after a turn, until all were started anew once
+                # or a bundle was narrowed, which is not done before.
+                narrowed = any(cluster.bundle == stays for cluster in node.state)
+                yield from self.domain.settle(node.state, c, p, afresh=node.turned == 1 and not narrowed)
             case _:
-                return f"restarts {self.domain.peer_name(c, p)}", self.domain.restart(node.state, c, p)
+                yield from self.domain.restart_workload(node.state, c, p)
 
     def may_pass(self, node: Node, move: Move, gate: Phase) -> bool:
         key = (node.state, node.back, gate, move.clusters)
@@ -217,10 +237,10 @@ class _Explorer:
 
     def already(self, node: Node) -> frozenset[str]:
         """Names of the steps that a plan made now would mark done."""
-        key = (node.state, node.back)
+        key = (node.state, node.back, turned := bool(node.turned))
         if key not in self.done:
             goes, stays = self.aims(node.back)
-            found = plan(self.domain.observe(node.state), goes, stays, back=node.back)
+            found = plan(self.domain.observe(node.state), goes, stays, back=node.back, turned=turned)
             self.done[key] = frozenset(step.name for step in found.steps if step.done)
         return self.done[key]
 

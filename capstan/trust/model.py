@@ -1,11 +1,12 @@
-"""A small-step model of a trust domain: what may happen to it, by itself or by a procedure.
+"""A small-step model of a Linkerd domain: what may happen to it, by itself or by a procedure.
 
 Small enough to explore every interleaving, true enough to find the ways in which meshes really break:
 
     Linkerd   a pod takes its roots at start and keeps them; identity takes roots and issuer at start, and a new issuer
               at any later time, but only if its roots at start verify it; a leaf is renewed at any time, from the
               issuer identity has in memory; the injector sees a new bundle some time after it was written.
-    Istio     as Linkerd, and a pod takes the current roots with each leaf it renews.
+
+Istio's is `capstan.trust.model_istio`.
 
 The domain is broken when some live peer refuses the leaf of another (or of its own like), when a pod that starts gets
 no leaf it trusts, or when identity cannot start.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from capstan.trust.observation import ClusterObservation, Issuer, Leaf, Observation, Owner, Peer, Role
@@ -31,14 +31,7 @@ OLDER: Root = "older"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 """The model's only moment: time enters as the order of events."""
 
-_LIFETIME = timedelta(hours=24)
-
-
-class Semantics(StrEnum):
-    """When a proxy takes new roots."""
-
-    LINKERD = "roots at start"
-    ISTIO = "roots with every leaf"
+LIFETIME = timedelta(hours=24)
 
 
 class PeerState(NamedTuple):
@@ -86,7 +79,6 @@ class Domain:
     """
 
     clusters: tuple[tuple[str, int], ...]
-    semantics: Semantics = Semantics.LINKERD
     before: frozenset[Root] = frozenset({OLD})
     issuers: tuple[Root, ...] = ()
 
@@ -107,6 +99,16 @@ class Domain:
     def peer_name(self, cluster: int, peer: int) -> str:
         """`east/identity`, `east/web-1`, ..."""
         return f"{self.clusters[cluster][0]}/" + ("identity" if peer == 0 else f"web-{peer}")
+
+    @property
+    def fences(self) -> bool:
+        """What identity has is never asked: it is started anew after every switch, turned or not."""
+        return False
+
+    def canonical(self, state: State, *, replicas: bool) -> State:
+        """The same: no two parts are interchangeable here."""
+        del replicas
+        return state
 
     def broken(self, state: State) -> Broken | None:
         """Two live peers, one of which refuses the other's leaf."""
@@ -141,7 +143,7 @@ class Domain:
     def renew(self, state: State, c: int, p: int) -> State | Broken:
         """A peer takes a new leaf; a proxy refuses one it does not trust itself, and then lives on to its expiry."""
         cluster = state[c]
-        trusts = cluster.injected if self.semantics is Semantics.ISTIO else cluster.peers[p].trusts
+        trusts = cluster.peers[p].trusts
         if cluster.active not in trusts:
             return Broken(
                 f"{self.peer_name(c, p)} trusts {'+'.join(sorted(trusts))} and can take no {cluster.active} leaf"
@@ -164,6 +166,31 @@ class Domain:
             return Broken(f"{name} starts with {held} and can take no {cluster.active} leaf")
         return _with(state, c, _with_peer(cluster, p, PeerState(cluster.injected, cluster.active)))
 
+    def control_plane(self, c: int) -> range:
+        """Numbers of the peers that a control-plane step acts on."""
+        del c
+        return range(1)
+
+    def workloads(self, c: int) -> range:
+        """Numbers of the peers that a data-plane step acts on."""
+        return range(1, 1 + self.clusters[c][1])
+
+    def settle(self, state: State, c: int, p: int, *, afresh: bool) -> Iterator[tuple[str, State | Broken]]:
+        """The one way in which a control-plane step ends with a peer."""
+        del afresh
+        yield from self.restart_workload(state, c, p)
+
+    def restart_workload(self, state: State, c: int, p: int) -> Iterator[tuple[str, State | Broken]]:
+        """The one way in which a peer starts anew."""
+        yield f"restarts {self.peer_name(c, p)}", self.restart(state, c, p)
+
+    def settled(self, state: State, roots: frozenset[Root], issuer: Root) -> bool:
+        """Whether everybody trusts exactly these roots and presents a leaf of this issuer."""
+        return all(
+            cluster.bundle == roots and all(peer.trusts == roots and peer.leaf == issuer for peer in cluster.peers)
+            for cluster in state
+        )
+
     def write_bundle(self, state: State, c: int, roots: frozenset[Root]) -> State:
         """A bundle is written."""
         return _with(state, c, state[c]._replace(bundle=roots))
@@ -181,9 +208,9 @@ class Domain:
                     name=name,
                     bundle=cluster.bundle,
                     declared=(("injector", cluster.injected),),
-                    issuer=Issuer(f"issuer of {cluster.issuer}", frozenset({cluster.issuer}), NOW + 30 * _LIFETIME),
+                    issuer=Issuer(f"issuer of {cluster.issuer}", frozenset({cluster.issuer}), NOW + 30 * LIFETIME),
                     peers=tuple(self._peer(name, p, peer) for p, peer in enumerate(cluster.peers)),
-                    leaf_lifetime=_LIFETIME.total_seconds(),
+                    leaf_lifetime=LIFETIME.total_seconds(),
                 )
                 for (name, _), cluster in zip(self.clusters, state, strict=True)
             ),
@@ -199,7 +226,7 @@ class Domain:
             role=Role.CONTROL_PLANE if p == 0 else Role.WORKLOAD,
             owner=Owner("Deployment", "linkerd" if p == 0 else "app", pod),
             trusts=peer.trusts,
-            leaf=Leaf(pod, pod, f"issuer of {peer.leaf}", frozenset({peer.leaf}), NOW, NOW + _LIFETIME),
+            leaf=Leaf(pod, pod, f"issuer of {peer.leaf}", frozenset({peer.leaf}), NOW, NOW + LIFETIME),
         )
 
 

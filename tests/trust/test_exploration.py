@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from capstan.trust.explore import Explored, explore, shipped
-from capstan.trust.model import OLD, OLDER, Domain, Semantics
+from capstan.trust.model import OLD, OLDER, Domain
 from capstan.trust.procedure import Procedure
 from capstan.trust.steps import StepKind
 
@@ -70,13 +70,6 @@ def test_the_shipped_order_is_safe_in_larger_domains(clusters: tuple[tuple[str, 
     assert found.safe
     assert found.finished
     assert found.dead_ends == 0
-
-
-def test_the_shipped_order_is_safe_where_roots_come_with_every_leaf() -> None:
-    domain = Domain(ONE.clusters, Semantics.ISTIO)
-    found = explore(domain, shipped(domain))
-    assert found.counterexample is None, broken(found)
-    assert found.finished
 
 
 def test_the_order_that_is_explored_is_the_order_that_is_planned() -> None:
