@@ -202,7 +202,7 @@ class Istiod:
         self.container: Container | None = None
         self._count = itertools.count()
 
-    def start(self, *, annotations: dict[str, str] | None = None, **env: str) -> None:
+    def start(self, *, annotations: dict[str, str] | None = None, env: dict[str, str] | None = None) -> None:
         number = next(self._count)
         self.container = Container(
             pod={
@@ -216,7 +216,7 @@ class Istiod:
             name="discovery",
             image=f"docker.io/istio/pilot:{self.version}",
             root=self.directory / f"layer-{number}",
-            env={"REVISION": "default", "POD_NAMESPACE": "istio-system", **env},
+            env={"REVISION": "default", "POD_NAMESPACE": "istio-system", **(env or {})},
             ip=self.ip,
             api=self.api.url,
             mounts={
@@ -597,4 +597,4 @@ def recorded_shape(wanted: JSON) -> JSON:
 
 
 def _general(value: x509.GeneralName) -> str:
-    return f"{type(value).__name__}:{value.value}"
+    return f"{type(value).__name__}:{value.value!s}"

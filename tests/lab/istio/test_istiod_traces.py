@@ -143,7 +143,7 @@ def test_02_a_foreign_edit_is_adopted_at_the_next_check_and_distributed_at_the_n
     foreign, third = lab.root("cluster.local", ""), lab.root("cluster.local", "")
 
     async def script(istiod: Istiod) -> None:
-        istiod.start(**QUICK)
+        istiod.start(env=QUICK)
         await istiod.ready()
         old = (await istiod.secret())["ca-cert.pem"]
         await istiod.distributed(old)
@@ -188,7 +188,7 @@ def test_03_the_root_is_renewed_in_its_grace_period_with_the_same_key(tmp_path: 
     }
 
     async def script(istiod: Istiod) -> None:
-        istiod.start(**env)
+        istiod.start(env=env)
         await istiod.ready()
         before = await istiod.secret()
         await istiod.logged("Root certificate rotation is completed successfully.")
@@ -259,7 +259,7 @@ def test_05_a_hot_reload_takes_a_new_intermediate_and_drops_every_change_of_root
 
     async def script(istiod: Istiod) -> None:
         istiod.volume.swap(lab.cacerts(a1, a1.pem + a.pem, a.pem))
-        istiod.start(AUTO_RELOAD_PLUGIN_CERTS="true")
+        istiod.start(env={"AUTO_RELOAD_PLUGIN_CERTS": "true"})
         await istiod.ready()
         await istiod.distributed(a.pem)
         assert (await istiod.create_certificate()).signed_by == lab.identifier(a1)
@@ -312,7 +312,7 @@ def test_06_a_root_rotation_by_restarts_distributes_exactly_the_bytes_of_each_ph
     lab.run(tmp_path, script)
 
 
-BAD_STARTS = {
+BAD_STARTS: dict[str, dict[str, str | None]] = {
     "case: key of another pair": {"ca_key_pem": "other key"},
     "case: root-cert.pem of another hierarchy": {"root_cert_pem": "other root"},
     "case: root-cert.pem missing": {"root_cert_pem": None},
@@ -387,7 +387,7 @@ def test_10_two_certificates_in_the_secret_rotate_the_root_without_cacerts(tmp_p
     new = lab.root("cluster.local", "")
 
     async def script(istiod: Istiod) -> None:
-        istiod.start(**QUICK)
+        istiod.start(env=QUICK)
         await istiod.ready()
         old = await istiod.secret()
         first = x509.load_pem_x509_certificate(old["ca-cert.pem"].encode())
@@ -403,7 +403,7 @@ def test_10_two_certificates_in_the_secret_rotate_the_root_without_cacerts(tmp_p
             encoded = {k: base64.b64encode(v.encode()).decode() for k, v in data.items()}
             path = "/api/v1/namespaces/istio-system/secrets/istio-ca-secret"
             await istiod.client.patch(path, {"data": encoded})
-            istiod.start(**QUICK)
+            istiod.start(env=QUICK)
             await istiod.ready()
             await istiod.distributed(text)
             answer = await istiod.create_certificate()

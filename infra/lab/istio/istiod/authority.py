@@ -172,7 +172,7 @@ class Authority:
 
     def _expiries(self) -> tuple[datetime | None, datetime | None]:
         """Ends of the first root and of the first certificate of the chain."""
-        found = []
+        found: list[datetime | None] = []
         for text in (self.bundle.root_pem, self.bundle.chain_pem):
             try:
                 found.append(bundles.first_certificate(text).not_valid_after_utc)

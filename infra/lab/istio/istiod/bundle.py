@@ -41,7 +41,7 @@ class Bundle:
 
 def certificates(pem: bytes) -> list[x509.Certificate]:
     """The certificates of a text as x509.CertPool.AppendCertsFromPEM takes them: what is none is skipped."""
-    found = []
+    found: list[x509.Certificate] = []
     while True:
         block, pem = gopem.decode(pem)
         if block is None:

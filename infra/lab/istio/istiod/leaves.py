@@ -130,7 +130,7 @@ def _serial() -> int:
     return secrets.randbits(128) | 1
 
 
-def _digest(key: PrivateKey) -> hashes.HashAlgorithm:
+def _digest(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
     """Go's default: SHA-256, or SHA-384 for P-384."""
     large = isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP384R1)
     return hashes.SHA384() if large else hashes.SHA256()

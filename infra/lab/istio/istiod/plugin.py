@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from infra.lab.istio.istiod import bundle as bundles
 from infra.lab.istio.istiod.bundle import Bundle, BundleError
 from infra.lab.istio.istiod.versions import RootChange
+from infra.lab.linkerd import gopem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,9 +141,9 @@ def accepts(current: bytes, new: bytes, rule: RootChange) -> bool:
 
 
 def _ders(pem: bytes) -> frozenset[bytes]:
-    found = set()
+    found: set[bytes] = set()
     while True:
-        block, pem = bundles.gopem.decode(pem)
+        block, pem = gopem.decode(pem)
         if block is None:
             return frozenset(found)
         if block.type == b"CERTIFICATE":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,16 @@ JSON = dict[str, Any]
 SECRET_TYPE = "istio.io/ca-root"  # noqa: S105 - a Secret's type
 RETRY_SECONDS = 5.0
 RETRY_LIMIT = 30.0
-_SCOPE, _ROTATOR, _CONTROLLER = "pkica", "rootcertrotator", "secretcontroller"
 _START_ATTEMPTS = 12  # 0.5 s doubling to a minute: about seven minutes; the kubelet restarts it anyway
+
+
+@dataclass(frozen=True)
+class Scopes:
+    """Under which names parts of the process log; Citadel's are older."""
+
+    start: str = "pkica"
+    rotator: str = "rootcertrotator"
+    controller: str = "secretcontroller"
 
 
 class SelfSigned:
@@ -50,6 +59,7 @@ class SelfSigned:
         out: Log,
         clock: Callable[[], datetime],
         extra_roots: Callable[[], bytes],
+        scopes: Scopes = Scopes(),
     ) -> None:
         self.secret_name = CA_SECRET
         self._settings = settings
@@ -57,6 +67,7 @@ class SelfSigned:
         self._out = out
         self._clock = clock
         self._extra_roots = extra_roots
+        self._scopes = scopes
 
     async def start(self) -> Bundle:
         """The CA of the Secret, which is made if there is none.
@@ -78,7 +89,7 @@ class SelfSigned:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 60.0)
         if self._settings.rules.version >= (1, 20, 0):
-            self._out.info(f"Set secret name for self-signed CA cert rotator to {self.secret_name}", _SCOPE)
+            self._out.info(f"Set secret name for self-signed CA cert rotator to {self.secret_name}", self._scopes.start)
         return bundle
 
     async def _load_or_create(self) -> Bundle:
@@ -93,18 +104,18 @@ class SelfSigned:
                     raise
                 missing = missing or error
         if self._settings.rules.version >= (1, 17, 0):
-            self._out.info(f"CASecret {self.secret_name} not found, will create one", _SCOPE)
+            self._out.info(f"CASecret {self.secret_name} not found, will create one", self._scopes.start)
         else:
             reason = missing.message if missing else ""
-            self._out.info(f"Failed to get secret (error: {reason}), will create one", _SCOPE)
+            self._out.info(f"Failed to get secret (error: {reason}), will create one", self._scopes.start)
         return await self._create()
 
     def _take(self, secret: JSON) -> Bundle:
         separator = "/" if self._settings.rules.version >= (1, 17, 0) else ":"
         where = f"{self._settings.namespace}{separator}{self.secret_name}"
-        self._out.info(f"Load signing key and cert from existing secret {where}", _SCOPE)
-        bundle = self._bundle(*ca_pair(secret))
-        self._out.info(f"Using existing public key: {bundle.root_text}", _SCOPE)
+        self._out.info(f"Load signing key and cert from existing secret {where}", self._scopes.start)
+        bundle = self.bundle(*ca_pair(secret))
+        self._out.info(f"Using existing public key: {bundle.root_text}", self._scopes.start)
         return bundle
 
     async def _create(self) -> Bundle:
@@ -112,7 +123,7 @@ class SelfSigned:
         key = await asyncio.to_thread(leaves.new_key, None, settings.rsa_bits)
         root = leaves.self_signed_root(key, settings.trust_domain, settings.root_ttl, self._clock())
         cert_pem, key_pem = leaves.pem(root), leaves.key_pem(key)
-        bundle = self._bundle(cert_pem, key_pem)
+        bundle = self.bundle(cert_pem, key_pem)
         data = {
             "ca-cert.pem": cert_pem,
             "ca-key.pem": key_pem,
@@ -132,12 +143,13 @@ class SelfSigned:
         try:
             await self._client.create(f"/api/v1/namespaces/{settings.namespace}/secrets", secret)
         except ApiError as error:
-            self._out.warn(f"Failed to create secret {self.secret_name} ({error.message})", _SCOPE)
+            self._out.warn(f"Failed to create secret {self.secret_name} ({error.message})", self._scopes.start)
             raise
-        self._out.info(f"Using self-generated public key: {bundle.root_text}", _SCOPE)
+        self._out.info(f"Using self-generated public key: {bundle.root_text}", self._scopes.start)
         return bundle
 
-    def _bundle(self, cert_pem: bytes, key_pem: bytes) -> Bundle:
+    def bundle(self, cert_pem: bytes, key_pem: bytes) -> Bundle:
+        """What these two texts make, if they are usable; raises BundleError."""
         roots = append_roots(cert_pem, self._extra_roots())
         return bundles.verified(cert_pem, key_pem, b"", roots, b"", rules=self._settings.rules, now=self._clock())
 
@@ -163,10 +175,10 @@ class SelfSigned:
         if self._settings.jitter:
             wait = int(chance.uniform(0, interval))
             text = format_duration(wait)
-            out.info(f"Set up back off time {text} to start rotator.", _ROTATOR)
-            out.info(f"Jitter is enabled, wait {text} before starting root cert rotator.", _ROTATOR)
+            out.info(f"Set up back off time {text} to start rotator.", self._scopes.rotator)
+            out.info(f"Jitter is enabled, wait {text} before starting root cert rotator.", self._scopes.rotator)
             await asyncio.sleep(wait)
-            out.info("Jitter complete, start rotator.", _ROTATOR)
+            out.info("Jitter complete, start rotator.", self._scopes.rotator)
         loop = asyncio.get_running_loop()
         due = loop.time() + interval
         while True:
@@ -174,7 +186,7 @@ class SelfSigned:
             due += interval
             while due <= loop.time():  # a ticker drops what nobody was there for
                 due += interval
-            out.info("Check and rotate root cert.", _ROTATOR)
+            out.info("Check and rotate root cert.", self._scopes.rotator)
             await self._check(authority, updated)
 
     async def _check(self, authority: Authority, updated: Callable[[], Awaitable[None]] | None) -> None:
@@ -183,16 +195,18 @@ class SelfSigned:
             secret = await self._read_with_retries()
         except ApiError as error:
             where = f"{self._settings.namespace}:{self.secret_name}"
-            out.error(f"Fail to load CA secret {where} (error: {error.message}), skip cert rotation job", _ROTATOR)
+            out.error(
+                f"Fail to load CA secret {where} (error: {error.message}), skip cert rotation job", self._scopes.rotator
+            )
             return
         cert_pem, key_pem = ca_pair(secret)
         reason = self._due(cert_pem)
         if reason is None:
-            out.info("Root cert is not about to expire, skipping root cert rotation.", _ROTATOR)
+            out.info("Root cert is not about to expire, skipping root cert rotation.", self._scopes.rotator)
             if authority.bundle.cert_pem != cert_pem:
                 await self._adopt(authority, cert_pem, key_pem, updated)
             return
-        out.info(f"Refresh root certificate, root cert is about to expire: {reason}", _ROTATOR)
+        out.info(f"Refresh root certificate, root cert is about to expire: {reason}", self._scopes.rotator)
         await self._renew(authority, secret, updated)
 
     def _due(self, cert_pem: bytes) -> str | None:
@@ -213,14 +227,14 @@ class SelfSigned:
         self._out.warn(
             f"CA cert in KeyCertBundle does not match CA cert in {self.secret_name}. "
             "Start to reload root cert into KeyCertBundle",
-            _ROTATOR,
+            self._scopes.rotator,
         )
         try:
-            authority.replace(self._bundle(cert_pem, key_pem))
+            authority.replace(self.bundle(cert_pem, key_pem))
         except BundleError as error:
-            self._out.error(f"failed to reload root cert into KeyCertBundle ({error})", _ROTATOR)
+            self._out.error(f"failed to reload root cert into KeyCertBundle ({error})", self._scopes.rotator)
         else:
-            self._out.info("Successfully reloaded root cert into KeyCertBundle.", _ROTATOR)
+            self._out.info("Successfully reloaded root cert into KeyCertBundle.", self._scopes.rotator)
         if updated is not None:
             await updated()  # after a failure too, as istiod does
 
@@ -231,7 +245,7 @@ class SelfSigned:
             key = gopem.private_key(key_pem)
         except gopem.PemError as error:
             text = f"unable to generate CA cert and key for self-signed CA: {error}"
-            self._out.error(text, _ROTATOR)
+            self._out.error(text, self._scopes.rotator)
             return
         renewed = leaves.self_signed_root(key, self._organization(old_cert), self._settings.root_ttl, self._clock())
         cert_pem = leaves.pem(renewed)
@@ -240,23 +254,26 @@ class SelfSigned:
         except ApiError as error:
             text = f"failed to update CA secret (error: {error.message})"
             self._out.error(
-                f"Failed to roll forward root certificate (error: {text}). Abort new root certificate", _ROTATOR
+                f"Failed to roll forward root certificate (error: {text}). Abort new root certificate",
+                self._scopes.rotator,
             )
             return
-        self._out.info(f"Root certificate is written into CA secret: {cert_pem.decode()}", _ROTATOR)
+        self._out.info(f"Root certificate is written into CA secret: {cert_pem.decode()}", self._scopes.rotator)
         try:
-            authority.replace(self._bundle(cert_pem, key_pem))
+            authority.replace(self.bundle(cert_pem, key_pem))
         except BundleError as error:
-            self._out.error(f"Failed to update CA KeyCertBundle (error: {error})", _ROTATOR)
+            self._out.error(f"Failed to update CA KeyCertBundle (error: {error})", self._scopes.rotator)
             try:
                 await self._write(await self.read(), old_cert)
             except ApiError as failure:
-                self._out.error(f"Failed to roll backward root certificate (error: {failure.message}).", _ROTATOR)
+                self._out.error(
+                    f"Failed to roll backward root certificate (error: {failure.message}).", self._scopes.rotator
+                )
             return
-        self._out.info(f"Root certificate is updated in CA KeyCertBundle: {cert_pem.decode()}", _ROTATOR)
+        self._out.info(f"Root certificate is updated in CA KeyCertBundle: {cert_pem.decode()}", self._scopes.rotator)
         if updated is not None:
             await updated()
-        self._out.info("Root certificate rotation is completed successfully.", _ROTATOR)
+        self._out.info("Root certificate rotation is completed successfully.", self._scopes.rotator)
 
     def _organization(self, cert_pem: bytes) -> str:
         try:
@@ -276,7 +293,7 @@ class SelfSigned:
                 return await self.read()
             except ApiError:
                 where = f"{self._settings.namespace}:{self.secret_name}"
-                self._out.error(f"Failed on loading CA secret {where}.", _CONTROLLER)
+                self._out.error(f"Failed on loading CA secret {where}.", self._scopes.controller)
                 if waited >= RETRY_LIMIT:
                     raise
                 waited += RETRY_SECONDS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import yaml
+from ruamel.yaml import YAML
 
 from infra.lab.istio.istiod.versions import Rules, flag
 from infra.lab.linkerd.flags import parse_duration
@@ -108,7 +108,7 @@ class Settings:
 
 def _trust_domain(mesh: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
-        config = yaml.safe_load(mesh.read_text())
+        config = YAML(typ="safe").load(mesh.read_text())
         if isinstance(config, dict) and config.get("trustDomain"):
             return str(config["trustDomain"])
     return "cluster.local"
