@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from capstan.systems.known import Known
 
 ACCOUNTS: Final = ("capstan", "default")
-"""Service accounts of Capstan's namespace to ask as; the second is there as soon as the namespace is."""
+"""Service accounts of Capstan's namespace to ask as; the second is there as soon as the namespace is. Before that, a
+reader who may speak for the `default` account of the control plane's namespace asks as that one."""
 AUDIENCE: Final = "istio-ca"
 
 
@@ -99,7 +100,7 @@ def read_istiods(
     ]
     if not running:
         return ()
-    tokens = _tokens(cluster, {audience(_pod_env(pod)) for _, pod in running})
+    tokens = _tokens(cluster, layout.namespace, {audience(_pod_env(pod)) for _, pod in running})
     readings = map_bounded(
         lambda pair: _read(cluster, layout.namespace, *pair, tokens, timeout), running, limit=concurrency
     )
@@ -137,12 +138,12 @@ def istiod_of(reading: IstiodReading, known: Known, at: datetime) -> Istiod:
     )
 
 
-def _tokens(cluster: Cluster, audiences: set[str]) -> _Tokens:
-    """One token per audience, of the first of our accounts that exists and that we may speak for."""
+def _tokens(cluster: Cluster, control_plane: str, audiences: set[str]) -> _Tokens:
+    """One token per audience, of the first account that exists and that we may speak for."""
     problem = ""
-    for account in ACCOUNTS:
+    for namespace, account in (*((NAMESPACE, account) for account in ACCOUNTS), (control_plane, "default")):
         try:
-            found = {name: cluster.request_token(account, NAMESPACE, name) for name in audiences}
+            found = {name: cluster.request_token(account, namespace, name) for name in audiences}
         except CapstanError as error:
             if not problem or not isinstance(error, NotFound):
                 problem = f"{error.what} {account}: {error.observed}"
