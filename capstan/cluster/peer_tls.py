@@ -10,6 +10,7 @@ once the server has sent application data.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PING: Final = b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 CHUNK: Final = 65536
+HEAR_SECONDS: Final = 0.5
 
 
 class ClientCertificate:
@@ -100,6 +102,10 @@ class TlsRefused:
     chain: tuple[bytes, ...] = ()
 
 
+class SpeaksNoTls(Unreachable):
+    """The peer took the connection and closed it without a single byte: whatever is there, it is no TLS server."""
+
+
 def tls_peer(
     cluster: Cluster,
     namespace: str,
@@ -123,6 +129,7 @@ def tls_peer(
 
     Raises:
         Unreachable: No verdict: the stream broke, ended without an alert, or time ran out. Never proof of a refusal.
+        SpeaksNoTls: Nor was there any sign of TLS.
     """
     context: Any = SSL.Context(SSL.TLS_CLIENT_METHOD)  # its published types are older than its methods
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -151,6 +158,7 @@ class _Session:
         self.stream = stream
         self.cluster = cluster
         self.deadline = deadline
+        self._heard = False
 
     def run(self, sni: str, *, ping: bytes) -> PeerCertificate | TlsRefused:
         self.connection.set_tlsext_host_name(sni.encode("ascii"))
@@ -158,11 +166,31 @@ class _Session:
         try:
             self._pump(self.connection.do_handshake)
             if ping:
+                self._hear_first()
                 self.connection.send(ping)
                 self._pump(lambda: self.connection.recv(CHUNK))
         except SSL.Error as error:
             return TlsRefused(self._alert(error), self._chain())
         return PeerCertificate(self._chain(), self.connection.get_protocol_version_name())
+
+    def _hear_first(self) -> None:
+        """Let the server say what it thinks of the certificate before anything is sent to it.
+
+        A server that refuses sends its alert and closes; if it had unread bytes of ours then, its kernel would send a
+        reset, and the alert be lost on its way (RFC 1122 section 4.2.2.13). One that accepts sends session tickets, as
+        a rule; one that says nothing is spoken to after a moment.
+        """
+        if self.connection.get_protocol_version_name() != "TLSv1.3":
+            return  # the server is done with the certificate before the client is
+        try:
+            data = self.stream.receive(min(HEAR_SECONDS, max(self.deadline - self.cluster.clock(), 0.0)))
+        except Unreachable:
+            return  # silence; a stream that is broken is found out by the next word
+        if not data:
+            raise self._no_verdict("the stream ended without a TLS alert")
+        self.connection.bio_write(data)
+        with contextlib.suppress(SSL.WantReadError):
+            self.connection.recv(CHUNK)
 
     def _pump(self, step: Callable[[], object]) -> None:
         while True:
@@ -186,7 +214,10 @@ class _Session:
         left = self.deadline - self.cluster.clock()
         data = self.stream.receive(left) if left > 0 else b""
         if not data:
+            if left > 0 and not self._heard:
+                raise self._no_verdict("the connection was closed without a byte", SpeaksNoTls)
             raise self._no_verdict("the time ran out" if left <= 0 else "the stream ended without a TLS alert")
+        self._heard = True
         self.connection.bio_write(data)
 
     def _alert(self, error: SSL.Error) -> str:
@@ -200,9 +231,9 @@ class _Session:
         chain = self.connection.get_peer_cert_chain(as_cryptography=True) or []
         return tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in chain)
 
-    def _no_verdict(self, observed: str) -> Unreachable:
+    def _no_verdict(self, observed: str, kind: type[Unreachable] = Unreachable) -> Unreachable:
         call = self.stream.call
-        return Unreachable(
+        return kind(
             f"no TLS answer from port {self.stream.port} of the pod",
             where=call.where,
             observed=observed,

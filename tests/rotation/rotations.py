@@ -20,13 +20,28 @@ if TYPE_CHECKING:
     from tests.support.labs import RunningLab
 
 RECORDS = "/api/v1/namespaces/capstan-system"
-ROOT = "capstan-linkerd-root"
 
 
 class Rotations:
-    """One rotation: run, run again, judged."""
+    """One rotation: run, run again, judged.
 
-    def __init__(self, lab: RunningLab, runner: Runner, home: Path, rotation: str) -> None:
+    Args:
+        domain: Name of the trust domain.
+        options: Given to every command.
+    """
+
+    def __init__(
+        self,
+        lab: RunningLab,
+        runner: Runner,
+        home: Path,
+        rotation: str,
+        *,
+        domain: str = "linkerd",
+        options: tuple[str, ...] = (),
+    ) -> None:
+        self.domain = domain
+        self.options = options
         self.lab = lab
         self.runner = runner
         self.home = home
@@ -39,7 +54,7 @@ class Rotations:
         if not self._absent(RECORDS):
             self.lab.call("DELETE", RECORDS)
         wait_for(lambda: self._absent(RECORDS), "the earlier records to go")
-        assert self._absent(f"{RECORDS}/configmaps/capstan-rotation-linkerd"), "a record outlived its namespace"
+        assert self._absent(f"{RECORDS}/configmaps/capstan-rotation-{self.domain}"), "a record outlived its namespace"
         self.old = {root for pod in self.lab.pods() for root in pod["roots"]}
         assert len(self.old) == 1, "the lab does not begin with one root"
         self.lab.reset_prober()
@@ -53,21 +68,22 @@ class Rotations:
         return self._run("rollback", *more, die_at=die_at, approve=approve)
 
     def _run(self, command: str, *more: str, die_at: str, approve: str, rotation: str = "") -> Ran:
+        named = ("--rotation", rotation or self.rotation)
         return self.runner.run(
-            *(command, "--rotation", rotation or self.rotation, "--approve", approve, "-o", "json", *more),
+            *(command, *self.options, *named, "--approve", approve, "-o", "json", *more),
             home=self.home, kubeconfig=self.lab.kubeconfig, die_at=die_at,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """The rotation record, as the cluster has it."""
-        item = self.lab.call("GET", f"{RECORDS}/configmaps/capstan-rotation-linkerd")
+        item = self.lab.call("GET", f"{RECORDS}/configmaps/capstan-rotation-{self.domain}")
         return cast("dict[str, Any]", json.loads(item["data"]["record.json"]))
 
     def minted_roots(self) -> list[Reference]:
         """Every version of the root in the vault, whatever it is tagged with."""
         if not (self.home / "vault" / "vault.json").exists():
             return []
-        return list(open_vault(f"local:{self.home / 'vault'}").find({}, ROOT))
+        return list(open_vault(f"local:{self.home / 'vault'}").find({}, f"capstan-{self.domain}-root"))
 
     def live_roots(self) -> set[str]:
         """All roots in the memory of any proxy, by the lab's own word."""
@@ -96,7 +112,7 @@ class Rotations:
         assert record["finished"]
         assert set(record["old"]) == self.old
         # 4. The account verifies, is complete, and holds each approval.
-        account = self.home / "evidence" / f"linkerd-{self.rotation}.jsonl"
+        account = self.home / "evidence" / f"{self.domain}-{self.rotation}.jsonl"
         head = record["notes"]["evidence-head"]
         verified = self.runner.run("evidence", "verify", account, "--head", head, "-o", "json", home=self.home)
         assert verified.code == 0, verified.stderr

@@ -2,12 +2,13 @@
 
 Three kinds of peers verify client certificates, each against roots of its own:
 
-- sidecars, gateways and waypoints on the inbound port 15006, with the roots of their last certificate;
+- sidecars on the inbound port 15006, with the roots of their last certificate;
 - istiod on 15012, with the roots it had at its start (ClientCAs are built once): it verifies a certificate if one is
   given, which is how machines outside the cluster come by their leaves.
 
-A ztunnel takes mTLS on 15008 for the pods of its node and is not reached through its own port-forward: its roots are
-read, not tried. A peer that says nothing is never proof of anything.
+A ztunnel and a waypoint take mTLS on 15008 for others and are not reached by a port-forward to themselves; a gateway
+has no inbound port of the mesh at all. Their roots are read, not tried. A peer that says nothing is never proof of
+anything.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ INBOUND_ALPN: Final = (b"istio-http/1.1", b"istio")
 HTTP2_ALPN: Final = (b"h2",)
 _HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """An HTTP/2 client's preface and empty SETTINGS (RFC 9113 section 3.4), which every HTTP/2 server answers."""
-_TRIED: Final = frozenset({"sidecar", "gateway", "waypoint"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _targets(cluster: Cluster, view: View) -> list[_Target]:
             f"outbound_.80_._.{proxy.peer.owner.name}.{proxy.ref.namespace}.svc.cluster.local", INBOUND_ALPN, PING,
         )
         for proxy in view.proxies
-        if proxy.kind in _TRIED and not proxy.leaving
+        if proxy.kind == "sidecar" and not proxy.leaving
     ]  # fmt: skip
     found += [
         _Target(
