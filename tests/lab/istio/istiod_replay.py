@@ -140,7 +140,7 @@ class Volume:
         self.path = path
         self.roots: list[str] = []
         self._count = itertools.count()
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
 
     def swap(self, files: dict[str, str]) -> None:
         target = self.path / f"..{next(self._count)}"
@@ -192,6 +192,7 @@ class Istiod:
     client: KubeClient
     directory: Path
     version: str
+    pod: str = "istiod"
     lines: list[str] = field(default_factory=list)
     changes: list[JSON] = field(default_factory=list)
 
@@ -207,7 +208,7 @@ class Istiod:
         self.container = Container(
             pod={
                 "metadata": {
-                    "name": f"istiod-{number}",
+                    "name": f"{self.pod}-{number}",
                     "namespace": "istio-system",
                     "uid": "u",
                     "annotations": annotations or {},
@@ -215,7 +216,7 @@ class Istiod:
             },
             name="discovery",
             image=f"docker.io/istio/pilot:{self.version}",
-            root=self.directory / f"layer-{number}",
+            root=self.directory / f"{self.pod}-layer-{number}",
             env={"REVISION": "default", "POD_NAMESPACE": "istio-system", **(env or {})},
             ip=self.ip,
             api=self.api.url,
@@ -597,4 +598,4 @@ def recorded_shape(wanted: JSON) -> JSON:
 
 
 def _general(value: x509.GeneralName) -> str:
-    return f"{type(value).__name__}:{value.value!s}"
+    return f"{type(value).__name__}:{value.value!r}".replace("'", "")
