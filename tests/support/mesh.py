@@ -320,7 +320,7 @@ class Mesh:
         hashed = {**template, "metadata": {"labels": {**labels, "pod-template-hash": "abc"}}}
         selector = {"matchLabels": {**labels, "pod-template-hash": "abc"}}
         owned = {"name": f"{name}-abc", "namespace": namespace, "labels": hashed["metadata"]["labels"]}
-        owned["ownerReferences"] = [{**parent, "controller": True}]  # type: ignore[assignment]
+        owned["ownerReferences"] = [{**parent, "controller": True}]
         body = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": owned}
         body["spec"] = {"replicas": replicas, "selector": selector, "template": hashed}
         replica_set = self.cluster.create(REPLICA_SETS, body)

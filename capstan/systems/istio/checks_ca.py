@@ -139,9 +139,7 @@ def _signing(view: View, now: datetime) -> Iterable[CheckResult]:
     )  # fmt: skip
     begins = not above or above[0] == issuer or issuer in view.bundle
     inside = issuer in above or issuer in view.bundle
-    told = (
-        "" if inside else "workloads send the chain along with their leaf: without the signing CA nobody can verify it"
-    )
+    told = "" if inside else "workloads send the chain along with their leaf: without the signing CA it does not verify"
     if inside and not begins:
         told = "what stands first is not the signing CA: a peer must get each certificate before the one that signed it"
     yield result(CA, "cert-chain.pem begins with the signing certificate", PLUG_IN_PAGE, Severity.ERROR, told)
