@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from infra.lab.kubelet.runtime import Container
 
+FIRST_RENEWAL = "LAB_FIRST_RENEWAL"
+""""random": the first renewal comes at any time until it is due, as in a mesh whose pods have not started together."""
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -64,6 +66,7 @@ class Agent:
         self._ttl = seconds(env.get("SECRET_TTL", "24h"))
         self._ratio = float(env.get("SECRET_GRACE_PERIOD_RATIO", "0.5"))
         self._jitter = float(env.get("SECRET_GRACE_PERIOD_RATIO_JITTER", "0.01"))
+        self._of_any_age = env.get(FIRST_RENEWAL) == "random"
         self._elliptic = env.get("ECC_SIGNATURE_ALGORITHM", "") == "ECDSA"
         self._trust_domain = env.get("TRUST_DOMAIN", "cluster.local")
         self._takes_pushes = env.get("PROXY_CONFIG_XDS_AGENT", "") == "true"
@@ -87,6 +90,7 @@ class Agent:
 
     async def _renew_forever(self) -> None:
         retry = FIRST_RETRY_SECONDS
+        age = self._rng.random() if self._of_any_age else 0.0
         while True:
             self._sign_now.clear()
             try:
@@ -99,7 +103,8 @@ class Agent:
                 continue
             retry = FIRST_RETRY_SECONDS
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._until_renewal()):
+                async with asyncio.timeout(self._until_renewal() * (1 - age)):
+                    age = 0.0
                     await self._sign_now.wait()
 
     def _until_renewal(self) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
+from infra.lab.istio.agent import FIRST_RENEWAL
 from infra.lab.istio.sidecar import AGENT_SINCE, NATIVE_SINCE, Settings, minor
 from infra.lab.services import LOOPBACK
 
@@ -115,8 +116,11 @@ class Options:
 
     @property
     def proxy_metadata(self) -> dict[str, str]:
-        """`meshConfig.defaultConfig.proxyMetadata`. Keys are elliptic: RSA keys cost a small machine its CPU time."""
-        found = {"SECRET_TTL": f"{self.leaf_seconds}s", "ECC_SIGNATURE_ALGORITHM": "ECDSA"}
+        """`meshConfig.defaultConfig.proxyMetadata`. Keys are elliptic: RSA keys cost a small machine its CPU time.
+
+        All pods of a lab start at once; in a living mesh they renew at all times, which the last variable stands for.
+        """
+        found = {"SECRET_TTL": f"{self.leaf_seconds}s", "ECC_SIGNATURE_ALGORITHM": "ECDSA", FIRST_RENEWAL: "random"}
         return found | ({"PROXY_CONFIG_XDS_AGENT": "true"} if self.xds_agent else {})
 
     @property
