@@ -1,14 +1,16 @@
 """Presenting a certificate to live peers, to see whom they let in.
 
-Three kinds of peers verify client certificates, each against roots of its own:
+Two kinds of peers verify client certificates and can be reached by a port-forward:
 
-- sidecars on the inbound port 15006, with the roots of their last certificate;
 - istiod on 15012, with the roots it had at its start (ClientCAs are built once): it verifies a certificate if one is
-  given, which is how machines outside the cluster come by their leaves.
+  given, which is how machines outside the cluster come by their leaves;
+- sidecars on the inbound port 15006, with the roots of their last certificate, where that port answers. Istio's own
+  configuration of it serves connections that were redirected to it, and closes those that were made to the port
+  itself (filter chain virtualInbound-blackhole) without a byte. Such a sidecar cannot be asked: it is not in the
+  report, and whom it trusts is what was read from it.
 
-A ztunnel and a waypoint take mTLS on 15008 for others and are not reached by a port-forward to themselves; a gateway
-has no inbound port of the mesh at all. Their roots are read, not tried. A peer that says nothing is never proof of
-anything.
+A ztunnel and a waypoint take mTLS on 15008 for others, a gateway has no inbound port of the mesh at all: their roots
+are read, too, not tried. A peer that was asked and says nothing is never proof of anything.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from capstan.cluster.parallel import map_bounded
-from capstan.cluster.peer_tls import PING, ClientCertificate, TlsRefused, tls_peer
+from capstan.cluster.peer_tls import PING, ClientCertificate, SpeaksNoTls, TlsRefused, tls_peer
 from capstan.errors import CapstanError
 from capstan.systems.base import Probe, ProbeReport, Verdict
 from capstan.systems.istio.ca_client import server_name
@@ -62,7 +64,7 @@ def probe(
     concurrency: int = CONCURRENCY,
     timeout: float = PEER_TIMEOUT,
 ) -> ProbeReport:
-    """Present the certificate to the peers of a view.
+    """Present the certificate to the peers of a view that can be asked.
 
     Args:
         limit: Ask at most so many, taken in turn from every namespace.
@@ -72,19 +74,22 @@ def probe(
     if limit is not None:
         chosen = _spread(chosen)[:limit]
 
-    def one(target: _Target) -> Probe:
+    def one(target: _Target) -> Probe | None:
         try:
             answer = tls_peer(
                 cluster, target.namespace, target.pod, target.port, target.sni, client_certificate=certificate,
                 alpn=target.alpn, ping=target.ping, timeout=timeout,
             )  # fmt: skip
+        except SpeaksNoTls:
+            return None if target.port == INBOUND_PORT else Probe(target.name, Verdict.NO_ANSWER, "it speaks no TLS")
         except CapstanError as error:
             return Probe(target.name, Verdict.NO_ANSWER, f"{error.what}: {error.observed}")
         if isinstance(answer, TlsRefused):
             return Probe(target.name, Verdict.REFUSED, answer.alert)
         return Probe(target.name, Verdict.ACCEPTED, answer.protocol)
 
-    return ProbeReport(tuple(map_bounded(one, chosen, limit=concurrency)))
+    probes = map_bounded(one, chosen, limit=concurrency)
+    return ProbeReport(tuple(found for found in probes if found is not None))
 
 
 def _targets(cluster: Cluster, view: View) -> list[_Target]:

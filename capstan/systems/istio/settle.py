@@ -349,8 +349,9 @@ def _older_than_source(cluster: Cluster, view: View, revision: Revision) -> bool
     secret = cluster.find(SECRETS, volume.name, view.layout.namespace)
     created = str(((secret or {}).get("metadata") or {}).get("creationTimestamp", ""))
     started = [str(pod.get("status", {}).get("startTime", "")) for pod in revision.pods]
-    # RFC 3339 in UTC with whole seconds: their order is that of the texts
-    return bool(created) and any(each and each <= created for each in started)
+    # RFC 3339 in UTC with whole seconds: their order is that of the texts. Within one second nobody knows; a reload
+    # that does not come is noticed.
+    return bool(created) and any(each and each < created for each in started)
 
 
 def _await_places(settling: _Settling, roots: frozenset[Fingerprint]) -> None:
