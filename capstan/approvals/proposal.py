@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "capstan-proposal/1"
 
-Gate = Literal["trust", "issue", "distrust", "roll-back"]
+Gate = Literal["trust", "issue", "distrust", "roll-back", "re-date"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,8 @@ class Proposal:
         quorum: How many different approvers must agree.
         evidence: Shown, and not in the digest.
         keys: The keys that count, as (name, fingerprint); for whoever signs, and not in the digest.
+        kind: What is rotated: `anchor`; `issuer` or `re-date`, where `leaving` and `staying` are issuers, or the root
+            with its old and its new life.
     """
 
     domain: str
@@ -125,6 +127,7 @@ class Proposal:
     quorum: int
     evidence: Evidence
     keys: tuple[tuple[str, str], ...] = ()
+    kind: str = "anchor"
 
     @property
     def digest(self) -> str:
@@ -136,6 +139,7 @@ class Proposal:
         """The part an answer is bound to, as plain JSON values."""
         return {
             "schema": SCHEMA,
+            **({} if self.kind == "anchor" else {"kind": self.kind}),
             "domain": self.domain,
             "system": self.system,
             "rotation": self.rotation,

@@ -48,7 +48,7 @@ def as_text(proposal: Proposal) -> str:
 
 def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequence[str] = ()) -> str:
     """A page for the Prefect UI, ending with the request as a fenced block."""
-    evidence = proposal.evidence
+    evidence, subject = proposal.evidence, "Issuer" if proposal.kind == "issuer" else "Root"
     lines = [
         f"## {escaped(title(proposal))}",
         "",
@@ -67,7 +67,7 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
         ),
         "",
         *(
-            f"- Root that {role}: {escaped(_named(root))}, SHA-256 {_grouped(root.fingerprint)}"
+            f"- {subject} that {role}: {escaped(_named(root))}, SHA-256 {_grouped(root.fingerprint)}"
             for role, roots in (("leaves", proposal.leaving), ("stays", proposal.staying))
             for root in roots
         ),
@@ -109,9 +109,11 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
 
 def title(proposal: Proposal) -> str:
     """One line that says what is asked."""
-    what = "roll back" if proposal.gate == "roll-back" else f"begin phase {proposal.gate}"
+    what = {"roll-back": "roll back", "re-date": "re-date the root by"}.get(proposal.gate)
+    what = what or f"begin phase {proposal.gate} of"
     back = " (on the way back)" if proposal.direction == "back" and proposal.gate != "roll-back" else ""
-    return f"{proposal.domain}: {what} of rotation {proposal.rotation}?{back}"
+    of = " of" if proposal.gate == "roll-back" else ""
+    return f"{proposal.domain}: {what}{of} rotation {proposal.rotation}?{back}"
 
 
 def who(proposal: Proposal) -> str:

@@ -12,17 +12,17 @@ from capstan.cli.output import stdout
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.pki.bundle import Bundle
 from capstan.rotation.session import OLD_ROOTS, plan_policy
-from capstan.rotation.turning import aims
+from capstan.rotation.turning import aim_of
 from capstan.systems.base import observe_domain
 from capstan.systems.opening import open_systems
-from capstan.trust.plan import Plan, plan
+from capstan.trust.aim import Aim, RootAim
+from capstan.trust.plan import Plan
 from capstan.trust.safety import Unsafe, Verdict
 
 if TYPE_CHECKING:
     from capstan.config import TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.trust.observation import Observation
-    from capstan.trust.phase import Goal
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +107,12 @@ def viewed(domain: TrustDomain) -> Iterator[DomainView]:
         certificates = {certificate.fingerprint: certificate for certificate in known}
         for system in systems.values():
             certificates.update(system.certificates())
-        old = frozenset(r for c in observation.clusters for r in c.bundle)
-        new: Goal = None
+        aim: Aim = RootAim(frozenset(r for c in observation.clusters for r in c.bundle), None)
         if under_way:
-            old, new = aims(under_way)
+            aim = aim_of(under_way)
         back = under_way is not None and under_way.direction == "back"
-        planned = plan(observation, old, new, plan_policy(domain), back=back)
+        turned = under_way is not None and under_way.turn > 1
+        planned = aim.plan(observation, plan_policy(domain), back=back, turned=turned)
         yield DomainView(domain, record, observation, planned, certificates)
     finally:
         for cluster in clusters.values():

@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Final
 
 from capstan.approvals.policy import ApproverPolicy, approver_policy
 from capstan.approvals.proposal import Anchor, Evidence, Gate, Proposal, ProposedStep
-from capstan.trust.gates import may_enter
+from capstan.config import System
+from capstan.trust.aim import RootAim
 from capstan.trust.phase import Phase
 from capstan.trust.steps import StepKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
     from capstan.cluster.record import RotationRecord
     from capstan.config import ClusterRef, RotationPolicy, TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.rotation.session import Rotation
+    from capstan.trust.gates import GateResult
     from capstan.trust.observation import Observation
     from capstan.trust.plan import Plan
+
+    Judge = Callable[[Phase, Observation, datetime], GateResult]
 
 _MEANING: Final = {
     "trust": "Every bundle gets the new root beside the old; control plane and workloads are restarted, so that every "
@@ -32,6 +36,27 @@ _MEANING: Final = {
     "roll-back": "The rotation turns round: issuer and bundles go back to what they were, in the order that keeps "
     "every handshake, until only the old roots are trusted.",
 }
+_ISTIO: Final = {
+    "trust": "Every bundle gets the new root beside the old, and every istiod hands out both. Proxies take it with "
+    "their next leaf; none is cut off meanwhile.",
+    "issue": "The intermediate is replaced by one under the new root, and every istiod signs with it. Leaves renew by "
+    "themselves; every proxy trusts both roots meanwhile.",
+    "distrust": "The old root is removed from every bundle, and every istiod is restarted once. From the next leaf "
+    "on a proxy refuses a leaf of the old root.",
+    "roll-back": _MEANING["roll-back"],
+}
+_ISSUER: Final = {
+    "issue": "The issuer is replaced by another one under the same root, and everything that signs takes it over. "
+    "Nobody's trust changes, and leaves renew by themselves.",
+    "roll-back": "The rotation turns round: the issuer goes back to what it was. Nobody's trust changes.",
+}
+_ISSUER_IRREVERSIBLE: Final = {
+    "issue": "Nothing: the replaced issuer is kept in the vault, and stays trusted under its root until it expires. "
+    "This does not cure a stolen issuer key: only another root does.",
+    "roll-back": "The approvals given so far end with this turn. The new issuers stay in the vault, and trusted under "
+    "their root until they expire.",
+}
+_BY_RESTART: Final = " Workloads are restarted, so that none waits for its leaf to renew."
 _IRREVERSIBLE: Final = {
     "trust": "Nothing: the old root stays trusted and the old issuer goes on signing.",
     "issue": "Nothing yet: the old issuer is kept in the vault and can be written back until the bundles are narrowed.",
@@ -69,6 +94,7 @@ def propose(rotation: Rotation, plan: Plan, gate: Gate, policy: ApproverPolicy |
         policy or approver_policy(rotation.domain),
         rotation.known(),
         rotation.now(),
+        judged=rotation.aim.may_enter,
     )
 
 
@@ -81,6 +107,8 @@ def proposed(
     policy: ApproverPolicy,
     known: Iterable[Certificate],
     now: datetime,
+    *,
+    judged: Judge | None = None,
 ) -> Proposal:
     """The same from plain values.
 
@@ -88,9 +116,11 @@ def proposed(
         seen: What the evidence is read from.
         known: Certificates to name roots with.
         now: Aware UTC.
+        judged: Judges the gate for the evidence; by default as a rotation of the roots.
     """
     steps = _steps(plan, gate)
     certificates = {certificate.fingerprint: certificate for certificate in known}
+    irreversible = _ISSUER_IRREVERSIBLE if record.kind == "issuer" else _IRREVERSIBLE
     return Proposal(
         domain=domain.name,
         system=domain.system.value,
@@ -98,7 +128,7 @@ def proposed(
         turn=record.turn,
         direction="back" if gate == "roll-back" else record.direction,
         gate=gate,
-        meaning=_MEANING[gate],
+        meaning=_meaning(domain, record, gate),
         clusters=tuple(_reached(cluster, domain) for cluster in domain.clusters),
         vault=domain.vault_url(),
         leaving=_anchors(sorted(plan.old), certificates),
@@ -106,17 +136,29 @@ def proposed(
         plan=plan.digest(),
         steps=steps,
         workloads=_workloads(plan, steps),
-        irreversible=_IRREVERSIBLE[gate],
-        bound=_bound(domain.policy, gate, seen),
+        irreversible=irreversible[gate],
+        bound=_bound(domain, gate, seen),
         way_back=_way_back(plan, gate),
         on_reject=_on_reject(domain.policy, gate),
         on_timeout=_ON_TIMEOUT,
         asked_before=tuple(phase.value for phase in Phase if phase.value in policy.gates),
         approvers=policy.names,
         quorum=policy.quorum,
-        evidence=_evidence(plan, gate, seen, now),
+        evidence=_evidence(plan, gate, seen, now, judged or _judged_as_roots(plan)),
         keys=policy.key_ids,
+        kind=record.kind,
     )
+
+
+def _judged_as_roots(plan: Plan) -> Judge:
+    return RootAim(plan.old, plan.stays or None).may_enter
+
+
+def _meaning(domain: TrustDomain, record: RotationRecord, gate: Gate) -> str:
+    if domain.system is System.LINKERD:
+        return (_ISSUER if record.kind == "issuer" else _MEANING)[gate]
+    said = (_ISSUER if record.kind == "issuer" else _ISTIO)[gate]
+    return said + _BY_RESTART if domain.policy.leaf_renewal == "restart" else said
 
 
 def _reached(cluster: ClusterRef, domain: TrustDomain) -> str:
@@ -147,11 +189,18 @@ def _anchors(fingerprints: Iterable[str], known: Mapping[str, Certificate]) -> t
     )
 
 
-def _bound(policy: RotationPolicy, gate: Gate, seen: Observation) -> str:
+def _bound(domain: TrustDomain, gate: Gate, seen: Observation) -> str:
+    policy = domain.policy
     restart = _duration(policy.restart_deadline)
+    life = timedelta(seconds=max((cluster.leaf_lifetime for cluster in seen.clusters), default=0.0))
+    if gate in _WAITS and domain.system is not System.LINKERD:
+        return (
+            f"Every istiod takes it within {restart}, or is restarted; then it waits {_WAITS[gate]}: until the last "
+            f"leaf of today has ended, at most {_duration(life)}."
+        )
     if gate in _WAITS:
         return f"Restarts take at most {restart} each; then it waits at most {restart} {_WAITS[gate]}."
-    leaf = _duration(timedelta(seconds=max((cluster.leaf_lifetime for cluster in seen.clusters), default=0.0)))
+    leaf = _duration(life)
     leaves = f"the last leaf of the other issuer ends at most {leaf} after the switch"
     if gate == "issue":
         return f"It waits until every live leaf is of the new issuer; {leaves}."
@@ -173,11 +222,11 @@ def _on_reject(policy: RotationPolicy, gate: Gate) -> str:
     return "The rotation stops and everything stays as it is (policy on_reject: stop)."
 
 
-def _evidence(plan: Plan, gate: Gate, seen: Observation, now: datetime) -> Evidence:
+def _evidence(plan: Plan, gate: Gate, seen: Observation, now: datetime, judged: Judge) -> Evidence:
     if gate == "roll-back":
         sentences: tuple[str, ...] = (f"the domain is in phase {plan.phase.value} of the way back",)
     else:
-        sentences = may_enter(Phase(gate), seen, plan.old, plan.stays or None, now).evidence
+        sentences = judged(Phase(gate), seen, now).evidence
     return Evidence(
         at=seen.taken_at,
         sentences=(*sentences, str(plan.verdict)),

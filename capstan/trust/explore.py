@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from capstan.trust.gates import may_enter, may_probe
-from capstan.trust.model import NEW, NOW, Broken, Domain, Root
+from capstan.trust.model import NEW, NOW, Broken, Root
 from capstan.trust.phase import Phase
 from capstan.trust.plan import plan
 from capstan.trust.procedure import Move, Procedure
@@ -20,13 +20,68 @@ from capstan.trust.steps import StepKind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from capstan.trust import model, model_istio
-    from capstan.trust.model_istio import IstioDomain
     from capstan.trust.observation import Observation
 
-    State = model.State | model_istio.State
-
 _Target = tuple[int, int]
+
+
+State: TypeAlias = Any
+"""A state of a model: hashable, and otherwise nobody's business but the model's."""
+
+
+class Model(Protocol):
+    """A trust domain to explore: `model.Domain` (Linkerd) or `model_istio.IstioDomain`."""
+
+    @property
+    def clusters(self) -> tuple[tuple[str, int], ...]:
+        """Names of the clusters, with the number of proxies in each."""
+
+    @property
+    def before(self) -> frozenset[Root]:
+        """Roots that everybody trusts at the start."""
+
+    @property
+    def fences(self) -> bool:
+        """Whether, after a turn, a signer's answer is believed only once it was started anew."""
+
+    def start(self) -> State:
+        """The state before anything has happened."""
+
+    def issuer_before(self, cluster: int) -> Root:
+        """Root of a cluster's issuer at the start."""
+
+    def canonical(self, state: State, *, replicas: bool) -> State:
+        """The same with interchangeable parts in one order; control-plane replicas only if `replicas`."""
+
+    def broken(self, state: State) -> Broken | None:
+        """Why the domain fails in this state."""
+
+    def happens(self, state: State) -> Iterator[tuple[str, State | Broken]]:
+        """Everything that may happen without anybody's doing."""
+
+    def control_plane(self, c: int) -> range:
+        """Numbers of what a control-plane step acts on in a cluster."""
+
+    def workloads(self, c: int) -> range:
+        """Numbers of what a data-plane step acts on in a cluster."""
+
+    def settle(self, state: State, c: int, p: int, *, afresh: bool) -> Iterator[tuple[str, State | Broken]]:
+        """The ways in which a control-plane step ends with one of them."""
+
+    def restart_workload(self, state: State, c: int, p: int) -> Iterator[tuple[str, State | Broken]]:
+        """The ways in which a restart of one of them ends."""
+
+    def write_bundle(self, state: State, c: int, roots: frozenset[Root]) -> State:
+        """A cluster's bundle is written."""
+
+    def write_issuer(self, state: State, c: int, root: Root) -> State:
+        """A cluster's issuer is written."""
+
+    def settled(self, state: State, roots: frozenset[Root], issuer: Root) -> bool:
+        """Whether everybody has exactly these roots and this issuer."""
+
+    def observe(self, state: State) -> Observation:
+        """The state as an adapter would report it."""
 
 
 class Node(NamedTuple):
@@ -89,18 +144,18 @@ class Explored:
         return self.counterexample is None
 
 
-def shipped(domain: Domain | IstioDomain) -> Procedure:
+def shipped(domain: Model) -> Procedure:
     """The procedure that `plan` ships for this domain."""
     return Procedure.of(plan(domain.observe(domain.start()), domain.before, NEW))
 
 
-def explore(domain: Domain | IstioDomain, procedure: Procedure) -> Explored:
+def explore(domain: Model, procedure: Procedure) -> Explored:
     """Visit every reachable state, breadth first, until one is broken or none is left."""
     return _Explorer(domain, procedure).run()
 
 
 class _Explorer:
-    def __init__(self, domain: Domain | IstioDomain, procedure: Procedure) -> None:
+    def __init__(self, domain: Model, procedure: Procedure) -> None:
         self.domain = domain
         self.procedure = procedure
         self.names = {name: index for index, (name, _) in enumerate(domain.clusters)}
