@@ -62,7 +62,7 @@ class IstioMesh:
     def control_plane(self, *, revision: str = "default", version: str = VERSION, replicas: int = 2) -> None:
         """A revision of istiod with its mesh configuration."""
         name = "istiod" if revision == "default" else f"istiod-{revision}"
-        labels = {"app": "istiod", "istio.io/rev": revision}
+        labels = {"app": "istiod", "istio": "pilot", "istio.io/rev": revision}
         owner = self.mesh.deployment(SYSTEM, name, istiod_template(labels, self._env, version), replicas=replicas)
         for index in range(replicas):
             self.istiod(f"{name}-abc-{index}", labels, owner, version)

@@ -154,7 +154,9 @@ def _seen(event: Object) -> datetime:
 
 
 def _component(pod: Object) -> str:
-    return str((pod["metadata"].get("labels") or {}).get("istio", ""))
+    """`pilot`, `galley`, ... of the versions before istiod, whose own pods carry `istio: pilot` for the sake of those."""
+    labels = pod["metadata"].get("labels") or {}
+    return "" if labels.get("app") == "istiod" else str(labels.get("istio", ""))
 
 
 def _name(pod: Object) -> str:
