@@ -79,6 +79,7 @@ class Inbound:
                     await stream.handshake()
             except (SSL.Error, OSError, TimeoutError) as error:
                 self.stats[_outcome(error)] += 1
+                await self._linger(connection)
                 return
             self.stats["handshake"] += 1
             with contextlib.suppress(SSL.Error, OSError):
@@ -88,6 +89,16 @@ class Inbound:
                     await stream.close()
         finally:
             connection.close()
+
+    @staticmethod
+    async def _linger(connection: socket.socket) -> None:
+        """Let the alert arrive: closing while unread bytes are there would reset the connection and take it along."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, TimeoutError):
+            connection.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while await loop.sock_recv(connection, _CHUNK):
+                    pass
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import ssl
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,7 +122,7 @@ class Material:
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_options(SSL.OP_NO_TICKET)
-        context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, self.key_pem))
+        context.use_privatekey(_private_key(self.key_pem))
         context.use_certificate(self.leaf)
         for certificate in self.chain[1:]:
             context.add_extra_chain_cert(certificate)
@@ -133,7 +134,9 @@ class Material:
             store.add_cert(crypto.X509.from_cryptography(root))
         # Envoy ends a chain at whatever certificate is in trusted_ca, self-signed or not.
         store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
-        context.set_client_ca_list([crypto.X509.from_cryptography(root).get_subject() for root in self.roots])
+        with warnings.catch_warnings():  # deprecated without a successor: names in the CertificateRequest need it
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.set_client_ca_list([crypto.X509.from_cryptography(root).get_subject() for root in self.roots])
         prefix = f"spiffe://{self.trust_domain}/"
 
         def verify(_: SSL.Connection, peer: crypto.X509, __: int, depth: int, ok: int) -> bool:
@@ -164,6 +167,14 @@ class Material:
         finally:
             Path(path).unlink()
         return context
+
+
+def _private_key(pem: bytes) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+    """A proxy's key; raises ValueError for any other thing."""
+    key = serialization.load_pem_private_key(pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise ValueError("the private key is neither elliptic nor RSA")  # noqa: TRY004 - of the content, not of an argument
+    return key
 
 
 def uris(certificate: x509.Certificate) -> list[str]:

@@ -146,7 +146,8 @@ def test_the_documented_two_steps_fail_between_workloads_that_have_renewed_and_t
         await running.wait_for_issuer(issuer)
         found = failures(running.prober)
         assert sum(found.values()) > 10
-        assert all("CERTIFICATE_VERIFY_FAILED" in error or "UNKNOWN_CA" in error for error in found)
+        assert any("certificate verify failed" in error for error in found)  # a new client, an old server
+        assert any("alert unknown ca" in error for error in found)  # an old client, a new server
 
     run(tmp_path, script, envoys=1)
 
@@ -165,7 +166,8 @@ def test_pushed_bundles_reach_proxies_with_the_xds_agent_long_before_their_leave
         await running.wait_for_issuer(issuer, seconds=10)
         assert failures(running.prober) == {}
 
-    run(tmp_path, script, xds_agent=True, leaf_seconds=600)
+    # One istiod: with two, a proxy may hear of the bundle from one and be signed for by the other, not reloaded yet.
+    run(tmp_path, script, xds_agent=True, leaf_seconds=600, replicas=1)
 
 
 def test_a_self_signed_istiod_serves_sidecars_of_an_older_version_a_gateway_and_ambient_pods_through_ztunnel(
