@@ -119,7 +119,7 @@ def profile_of(arm: Arm, cluster: ManagedCluster) -> Profile:
     identity = provider.identity if provider is not None else None
     return Profile(
         where=str(arm.cluster),
-        mesh=mesh is not None and str(mesh.mode) == "Istio",
+        mesh=mesh is not None and mesh.mode == "Istio",
         revisions=tuple((istio.revisions if istio is not None else None) or ()),
         plugin=None
         if plugin is None
