@@ -7,7 +7,8 @@ Service `istio.v1.auth.IstioCertificateService` (istio/api, security/v1alpha1/ca
     IstioCertificateResponse { repeated string cert_chain = 1; }
 
 and the lab's own `lab.capstan.dev.TrustBundles/Watch`, which stands for istiod's trust-bundle pushes over xDS
-(type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig): request empty, a stream of {string pem = 1}.
+(type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig): request empty, a stream of {string pem = 1}, with the same
+authorization as a request for a certificate.
 
 The encoding is that of https://protobuf.dev/programming-guides/encoding/.
 """
@@ -71,7 +72,12 @@ class CertificateRequest:
 
 @dataclass(frozen=True)
 class CertificateResponse:
-    """`cert_chain`: the leaf; the text of cert-chain.pem as one element, if it is not empty; last, the root bundle."""
+    """`cert_chain`: the leaf, what stands between it and its root, and last the root bundle.
+
+    How texts become elements depends on the version: up to 1.24.3 and 1.25.0 cert-chain.pem is one element; from 1.24.5,
+    1.25.2 and 1.26.0 on each of its certificates is one, and only the bundle stays whole; 1.24.4 and 1.25.1 split the
+    bundle too, so that its last certificate passes for all of it.
+    """
 
     cert_chain: tuple[str, ...]
 

@@ -598,4 +598,4 @@ def recorded_shape(wanted: JSON) -> JSON:
 
 
 def _general(value: x509.GeneralName) -> str:
-    return f"{type(value).__name__}:{value.value!r}".replace("'", "")
+    return ":".join((type(value).__name__, str(value.value)))

@@ -411,7 +411,7 @@ def test_with_its_own_flag_a_self_signed_ca_is_made_in_cacerts(tmp_path: Path) -
 def verified(signer: Any, chain: str, roots: str, crl: str = "", tag: str = "1.30.1") -> bundles.Bundle:
     texts = (signer.pem, signer.key_pem, chain, roots, crl)
     encoded = [text.encode() for text in texts]
-    return bundles.verified(*encoded, rules=Rules.of(tag, {}), now=datetime.now(UTC))  # type: ignore[call-arg, misc]  # five texts
+    return bundles.verified(*encoded, rules=Rules.of(tag, {}), now=datetime.now(UTC))
 
 
 def revocations(*issuers: Any) -> str:
@@ -446,3 +446,80 @@ def test_a_bundle_must_chain_parse_and_match() -> None:
     with pytest.raises(bundles.BundleError, match="signed by unknown authority"):
         verified(a1, a1.pem, lab.root("A", "Another").pem)
     assert verified(a1, "", "junk\n" + a.pem + "more junk\n").signer == a1.certificate
+
+
+# --- who asks, and who gets -------------------------------------------------------------------------------------------
+
+
+async def bound_token(istiod: Istiod, pod: str, account: str, node: str) -> str:
+    """A pod on a node, and a token that is bound to it."""
+    spec = {"serviceAccountName": account, "nodeName": node, "containers": [{"name": "c", "image": "example/image:1"}]}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": "app"}, "spec": spec}
+    await istiod.client.create("/api/v1/namespaces/app/pods", body)
+    reference = {"kind": "Pod", "apiVersion": "v1", "name": pod}
+    request = {"audiences": ["istio-ca"], "expirationSeconds": 3600, "boundObjectRef": reference}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": request}
+    path = f"/api/v1/namespaces/app/serviceaccounts/{account}/token"
+    return str((await istiod.client.create(path, body))["status"]["token"])
+
+
+def test_a_node_agent_gets_leaves_for_its_own_node_only_and_connections_are_listed_by_pod(tmp_path: Path) -> None:
+    a = lab.root("A")
+    a1 = lab.intermediate(a)
+    other = "spiffe://cluster.local/ns/app/sa/other"
+
+    async def script(istiod: Istiod) -> None:
+        istiod.volume.swap(lab.cacerts(a1, a1.pem + a.pem, a.pem))
+        istiod.start(env={"CA_TRUSTED_NODE_ACCOUNTS": "app/web"})
+        await istiod.ready()
+        agent = await bound_token(istiod, "agent", "web", "node-1")
+        await bound_token(istiod, "far", "other", "node-2")
+        wanted = {"ImpersonatedIdentity": other}
+        refused = await istiod.create_certificate(token=agent, metadata=wanted)
+        assert refused.details == "request impersonation authentication failure"
+        assert 'no instances of "app/other" found on node "node-1"' in istiod.log()[-1]
+        near = await bound_token(istiod, "near", "other", "node-1")
+        granted = await istiod.create_certificate(token=agent, metadata=wanted)
+        names = granted.leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == [other]
+        refused = await istiod.create_certificate(token=near, metadata={"ImpersonatedIdentity": "spiffe://x/ns/a/sa/b"})
+        assert refused.code == "UNAUTHENTICATED"
+        async with istiod.channel() as channel:
+            metadata = (("authorization", f"Bearer {near}"),)
+            stream = channel.unary_stream(wire.TRUST_BUNDLES)(b"", metadata=metadata)
+            await stream.wait_for_connection()
+            found = json.loads((await istiod.get("/debug/syncz"))[1])
+            assert [entry["proxy"] for entry in found] == ["near.app"]
+            clients = json.loads((await istiod.get("/debug/connections"))[1])
+            assert clients["totalClients"] == 1
+            assert clients["clients"][0]["connectionId"].startswith("near.app-")
+            stream.cancel()
+
+    lab.run(tmp_path, script, "1.30.1")
+
+
+def test_namespaces_outside_the_discovery_selectors_get_no_roots(tmp_path: Path) -> None:
+    a = lab.root("A")
+    a1 = lab.intermediate(a)
+
+    async def script(istiod: Istiod) -> None:
+        mesh = istiod.directory / "istiod-layer-0/etc/istio/config/mesh"
+        mesh.parent.mkdir(parents=True)
+        mesh.write_text("trustDomain: mesh.example\ndiscoverySelectors:\n- matchLabels: {mesh: 'on'}\n")
+        istiod.volume.swap(lab.cacerts(a1, a1.pem + a.pem, a.pem))
+        await istiod.client.patch("/api/v1/namespaces/app", {"metadata": {"labels": {"mesh": "on"}}})
+        istiod.start()
+        await istiod.ready()
+        await istiod.until(lambda: _holds(istiod, "app", a.pem))
+        assert await istiod.config_map("default") is None
+        await istiod.client.patch("/api/v1/namespaces/default", {"metadata": {"labels": {"mesh": "on"}}})
+        await istiod.until(lambda: _holds(istiod, "default", a.pem))
+        names = (await istiod.create_certificate()).leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        identities = names.value.get_values_for_type(x509.UniformResourceIdentifier)
+        assert identities == ["spiffe://mesh.example/ns/app/sa/web"]
+
+    lab.run(tmp_path, script, "1.30.1")
+
+
+async def _holds(istiod: Istiod, namespace: str, text: str) -> bool:
+    return await istiod.config_map(namespace) == text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -27,7 +27,7 @@ class Bundle:
     """One accepted state, the texts byte for byte as they were read."""
 
     cert_pem: bytes
-    key: gopem.PrivateKey
+    key: gopem.PrivateKey = field(repr=False)
     chain_pem: bytes
     root_pem: bytes
     crl_pem: bytes

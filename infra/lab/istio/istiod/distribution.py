@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from infra.lab.client import ApiError, Informer
-from infra.lab.controllers.framework import Controller
+from infra.lab.controllers.framework import Controller, selects
 from infra.lab.istio.istiod.leader import Election
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class NamespaceController:
     async def _reconcile(self, maps: Informer, namespaces: Informer, key: Key) -> None:
         name = key[1]
         namespace, served = namespaces.get("", name), self._authority.served
-        if name in self._ignored or namespace is None or served is None:
+        if name in self._ignored or namespace is None or served is None or not self._discovers(namespace):
             return
         if (namespace.get("status") or {}).get("phase") == "Terminating":
             return
@@ -85,6 +85,12 @@ class NamespaceController:
         await self._insert(maps.get(name, CONFIG_MAP), name, CONFIG_MAP, DATA_KEY, text)
         if crl := self._authority.bundle.crl_pem.decode("utf-8", "replace"):
             await self._insert(await self._read(name, CRL_CONFIG_MAP), name, CRL_CONFIG_MAP, CRL_KEY, crl)
+
+    def _discovers(self, namespace: JSON) -> bool:
+        """Whether a discovery selector selects it; what was written before one stopped to stays as it is."""
+        settings, labels = self._authority.settings, namespace["metadata"].get("labels")
+        selectors = settings.discovery_selectors if settings.rules.version >= (1, 16, 0) else ()
+        return not selectors or any(selects(selector, labels) for selector in selectors)
 
     async def _insert(self, known: JSON | None, namespace: str, name: str, key: str, text: str) -> None:
         """One key of one ConfigMap (InsertDataToConfigMap); raises ApiError, the queue tries again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from infra.lab.kubelet.runtime import Container
 
+JSON = dict[str, Any]
 MESH_FILE = "/etc/istio/config/mesh"
 CA_SECRET = "istio-ca-secret"  # noqa: S105 - a Secret's name
 CACERTS_SECRET = "cacerts"  # noqa: S105 - a Secret's name
@@ -40,6 +41,8 @@ class Settings:
     pod_name: str
     revision: str
     trust_domain: str
+    discovery_selectors: tuple[JSON, ...]
+    """meshConfig.discoverySelectors: namespaces that none of them selects do not exist for this istiod; none = all."""
     cluster_id: str
     ca_directory: str
     """As istiod prints it: `etc/cacerts`."""
@@ -65,6 +68,7 @@ class Settings:
         env, tag = container.env, container.image.rpartition(":")[2]
         directory = env.get("ROOT_CA_DIR") or "./etc/cacerts"
         notes = container.pod["metadata"].get("annotations") or {}
+        mesh = _mesh(container.path(MESH_FILE))
 
         def duration(name: str, default: str) -> timedelta:
             text = env.get(name) or default
@@ -78,7 +82,8 @@ class Settings:
             namespace=env.get("POD_NAMESPACE") or container.namespace,
             pod_name=container.pod_name,
             revision=env.get("REVISION") or "default",
-            trust_domain=_trust_domain(container.path(MESH_FILE)),
+            trust_domain=str(mesh.get("trustDomain") or "cluster.local"),
+            discovery_selectors=tuple(mesh.get("discoverySelectors") or ()),
             cluster_id=env.get("CLUSTER_ID") or "Kubernetes",
             ca_directory=directory.removeprefix("./"),
             ca_directory_given=directory,
@@ -106,9 +111,9 @@ class Settings:
         return sorted(names) if self.rules.version >= (1, 16, 0) else names
 
 
-def _trust_domain(mesh: Path) -> str:
+def _mesh(file: Path) -> JSON:
     with contextlib.suppress(FileNotFoundError):
-        config = YAML(typ="safe").load(mesh.read_text())
-        if isinstance(config, dict) and config.get("trustDomain"):
-            return str(config["trustDomain"])
-    return "cluster.local"
+        config = YAML(typ="safe").load(file.read_text())
+        if isinstance(config, dict):
+            return config
+    return {}
