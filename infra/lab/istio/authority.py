@@ -43,7 +43,7 @@ class Authority:
         self._roots = roots
         self._token = token
         self._channel: grpc.aio.Channel | None = None
-        self._turn = 0
+        self._csr_turn = self._xds_turn = 0
 
     async def sign(self, csr_pem: str, seconds: float, metadata: Mapping[str, str]) -> tuple[str, ...]:
         """`cert_chain` of the answer to a CSR: leaf, chain, and last the root bundle.
@@ -52,7 +52,7 @@ class Authority:
             CsrError: The CA cannot be reached or verified, refuses, or answers with less than leaf and roots.
         """
         if self._channel is None:
-            self._channel = self._connect()
+            self._channel = self._connect(self._csr_turn)
         request = wire.CertificateRequest(csr_pem, round(seconds), metadata).encode()
         try:
             answer = await self._channel.unary_unary(wire.CREATE_CERTIFICATE)(
@@ -74,13 +74,13 @@ class Authority:
         Raises:
             CsrError: It cannot be made, or is lost.
         """
-        channel = self._connect()
+        channel = self._connect(self._xds_turn)
         try:
             metadata = (*self._credentials("Kubernetes"), ("node", node))
             async for message in channel.unary_stream(wire.TRUST_BUNDLES)(b"", metadata=metadata):
                 yield wire.TrustBundle.decode(message).pem
         except grpc.aio.AioRpcError as error:
-            self._turn += 1
+            self._xds_turn += 1
             raise CsrError(f"rpc error: code = {error.code().name} desc = {error.details()}") from error
         except wire.WireError as error:
             raise CsrError(f"unusable push: {error}") from error
@@ -89,19 +89,19 @@ class Authority:
 
     async def close(self) -> None:
         """Drop the CSR client; the next CSR builds another, with the roots of then."""
-        self._turn += 1
+        self._csr_turn += 1
         if self._channel is not None:
             channel, self._channel = self._channel, None
             await channel.close()
 
-    def _connect(self) -> grpc.aio.Channel:
+    def _connect(self, turn: int) -> grpc.aio.Channel:
         try:
             roots = x509.load_pem_x509_certificates(self._roots.read_bytes())
             target = self._resolve(self._address)
         except (OSError, ValueError, LookupError) as error:
             raise CsrError(f"failed to connect to {self._address}: {error}") from error
         pools = without_equal_names(roots)
-        credentials = grpc.ssl_channel_credentials(root_certificates=pools[self._turn % len(pools)].encode())
+        credentials = grpc.ssl_channel_credentials(root_certificates=pools[turn % len(pools)].encode())
         options = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),

@@ -201,3 +201,8 @@ async def until(condition: Any, seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def log_of(target: Container) -> str:
+    """What its program has logged."""
+    return "\n".join(line.text for line in target.logs.lines())

@@ -101,7 +101,7 @@ def test_clients_of_another_trust_domain_and_clients_without_a_certificate_are_r
             bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             bare.check_hostname = False
             bare.load_verify_locations(cadata=ca.roots_pem)
-            with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED|certificate required"):
+            with pytest.raises(ssl.SSLError, match=r"CERTIFICATE_REQUIRED|certificate required"):
                 await shake(ip, bare)
 
     asyncio.run(script())
