@@ -102,7 +102,8 @@ def _of_file(file: Path) -> Iterator[Proof]:
                 raise UnreadableMarkError(
                     f"{name}:{call.lineno}: proves(kind, row, what) of literal texts, {[*TITLES]}"
                 )
-            yield Proof(*(str(text) for text in texts), test, marks)
+            kind, row, what = (str(text) for text in texts)
+            yield Proof(kind, row, what, test, marks)
 
 
 def _calls(node: ast.AST) -> Iterator[ast.Call]:
