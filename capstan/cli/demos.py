@@ -6,9 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,18 +120,62 @@ def run(
     return Exit.OK
 
 
-def turn(domain: TrustDomain, what: str, approve: Literal["auto", "ask"], title: str) -> Turn:
-    """A rotation of root or intermediate."""
+def turn(
+    domain: TrustDomain,
+    what: str,
+    approve: Literal["auto", "ask"],
+    title: str,
+    signing: AbstractContextManager[None] | None = None,
+) -> Turn:
+    """A rotation of root or intermediate, called as what it turns.
+
+    Args:
+        signing: Entered while it runs: somebody who signs what it asks to be signed.
+    """
     from capstan.cli.entry_points import What
     from capstan.cli.rotate import run_rotation
 
     def rotate(handshakes: Callable[[], Handshakes | None]) -> Outcome:
-        return run_rotation(
-            domain, what=What(what), rotation=None, approvals=ApprovalOptions(approve=approve), title=title,
-            handshakes=handshakes,
-        )  # fmt: skip
+        with signing or nullcontext():
+            return run_rotation(
+                domain, what=What(what), rotation=what, approvals=ApprovalOptions(approve=approve), title=title,
+                handshakes=handshakes,
+            )  # fmt: skip
 
     return Turn(what, rotate)
+
+
+@contextmanager
+def offline_signer(domain: TrustDomain, rotation: str, root: Path) -> Iterator[None]:
+    """Whoever sits at the machine without network: answers the requests of a rotation by `capstan sign`.
+
+    Args:
+        root: Directory with root-cert.pem and root-key.pem.
+    """
+    from capstan.rotation.offline import chain_path, directory_of
+
+    requests, chain, done = directory_of(domain, rotation), chain_path(domain, rotation), threading.Event()
+
+    def wait_and_sign() -> None:
+        while not done.wait(0.5):
+            asked = sorted(requests.glob("*.csr.pem"))
+            if len(asked) < len(domain.clusters) or chain.exists():
+                continue
+            command = [sys.executable, "-m", "capstan.cli", "sign", "--yes", "--out", str(chain)]
+            command += ["--root-cert", str(root / "root-cert.pem"), "--root-key", str(root / "root-key.pem")]
+            command += [part for file in asked for part in ("--request", str(file))]
+            told = subprocess.run(command, capture_output=True, text=True, check=False)
+            if told.returncode:
+                stderr().print(told.stderr, soft_wrap=True)
+                return
+
+    thread = threading.Thread(target=wait_and_sign, name="offline root", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=30.0)
 
 
 @contextmanager
@@ -202,8 +247,8 @@ def _follow(demo: Demo, lab: labs.Lab, documented: Documented) -> dict[str, Any]
         *("--watch-seconds", str(demo.leaf_seconds)),
         *(["--vault", str(lab.vault_file)] if lab.vault_file else []),
     ]
-    with live.watching(f"{documented.name} on the lab", lab.handshakes) as watcher:
-        watcher.step("documented procedure", documented.steps)
+    with live.watching(f"{documented.name} on the lab", lab.handshakes) as shown:
+        shown.step("documented procedure", documented.steps)
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     try:
         told: dict[str, Any] = json.loads(done.stdout)

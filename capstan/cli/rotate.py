@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -16,6 +17,7 @@ from capstan.cli.live import Handshakes
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table
 from capstan.config import TrustDomain
+from capstan.errors import InvalidInput
 
 if TYPE_CHECKING:
     from capstan.rotation import Outcome
@@ -26,6 +28,7 @@ def rotate(
     *,
     what: What = What.ROOT,
     rotation: str | None = None,
+    signed_chain: Path | None = None,
     approvals: ApprovalOptions = ApprovalOptions(),  # noqa: B008  # frozen, too
     take_over: Annotated[bool, Parameter(negative=())] = False,
     forward: Annotated[bool, Parameter(negative=())] = False,
@@ -39,6 +42,8 @@ def rotate(
         root: the trust anchor and the issuer. intermediate: the issuer alone, under the present root (Istio).
     rotation
         Id of the rotation. An unfinished one is gone on with; a new one is named after today (UTC) by default.
+    signed_chain
+        With --offline-root: the chain that `capstan sign` made of this rotation's requests.
     take_over
         Go on with a rotation that a run of a Prefect deployment has claimed: only if that run is never to go on.
     forward
@@ -48,10 +53,16 @@ def rotate(
     """
     domain = options.resolve()
     require_rotation(domain.system, what)
+    if signed_chain is not None and not signed_chain.is_file():
+        raise InvalidInput(
+            "the signed chain is not there", where=str(signed_chain), observed="no such file",
+            expected="what `capstan sign` wrote", next_command="capstan sign --help",
+        )  # fmt: skip
     outcome = run_rotation(
         domain,
         what=what,
         rotation=rotation,
+        signed_chain=signed_chain,
         approvals=approvals,
         take_over=take_over,
         forward=forward,
@@ -67,6 +78,7 @@ def run_rotation(
     rotation: str | None,
     approvals: ApprovalOptions,
     what: What = What.ROOT,
+    signed_chain: Path | None = None,
     take_over: bool = False,
     forward: bool = False,
     title: str = "",
@@ -77,14 +89,17 @@ def run_rotation(
     Raises:
         CapstanError: As the flow.
     """
-    return run_flow(
-        domain,
-        lambda: rotation_flow(domain.system, what),
-        (rotation, take_over, forward),
-        approvals=approvals,
-        title=title or f"rotation of trust domain {domain.name}",
-        handshakes=handshakes,
-    )
+    from capstan.rotation.offline import signed_chain_at
+
+    with signed_chain_at(signed_chain):
+        return run_flow(
+            domain,
+            lambda: rotation_flow(domain.system, what),
+            (rotation, take_over, forward),
+            approvals=approvals,
+            title=title or f"rotation of trust domain {domain.name}",
+            handshakes=handshakes,
+        )
 
 
 def run_flow(
@@ -143,12 +158,14 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
                 "old_root_refused": outcome.old_root_refused,
                 "api_requests": outcome.api_requests,
                 "evidence": outcome.evidence,
+                "kind": outcome.kind,
+                "issuers": list(outcome.issuers_after),
             },
             output,
         )
         return
     print_table(
-        ("rotation", outcome.rotation),
+        ("ROTATION", outcome.rotation),
         [
             ("rolled back" if back else "completed", "yes" if outcome.completed else "no"),
             ("went on from an earlier run", "yes" if outcome.resumed else "no"),
@@ -156,8 +173,16 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
             ("roots before", ", ".join(root[:16] for root in outcome.roots_before)),
             ("roots after", ", ".join(root[:16] for root in outcome.roots_after)),
             ("live proxies", str(outcome.peers)),
-            ("new root" if back else "old root", _refused(outcome)),
+            _turned_away(outcome, back=back),
             ("API requests", str(outcome.api_requests)),
             ("evidence", f"capstan evidence verify {outcome.evidence}"),
         ],
+        upper=False,
     )
+
+
+def _turned_away(outcome: Outcome, *, back: bool) -> tuple[str, str]:
+    if outcome.kind == "issuer":
+        which = "new intermediate" if back else "old intermediate"
+        return which, "signs no more; whoever trusts the root trusts it until it ends"
+    return ("new root" if back else "old root"), _refused(outcome)

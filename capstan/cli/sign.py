@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _HELP = "capstan sign --help"
+_NEEDED = "--request, --root-cert and --root-key; or --new-root"
 ROOT_CERT, ROOT_KEY = "root-cert.pem", "root-key.pem"
 _ALGORITHMS = {"p256": KeyAlgorithm.P256, "rsa2048": KeyAlgorithm.RSA2048, "rsa4096": KeyAlgorithm.RSA4096}
 _SHORTEST_PASSPHRASE = 12
@@ -41,8 +42,8 @@ _SHORTEST_PASSPHRASE = 12
 class RequestOptions:
     """Which request is answered, and by which root."""
 
-    request: Path | None = None
-    """The request, a PEM file: `capstan rotate` says where it wrote it."""
+    request: Annotated[tuple[Path, ...], Parameter(consume_multiple=False, negative=())] = ()
+    """The request, a PEM file: `capstan rotate` says where it wrote it. Repeat it where a mesh has several clusters."""
 
     root_cert: Path | None = None
     """The root's certificate."""
@@ -113,29 +114,33 @@ def sign(
 def _sign(
     options: RequestOptions, validity: timedelta, secret: Callable[[bool], str], now: datetime, *, yes: bool
 ) -> int:
-    # 1. What is asked for is a request that its key has signed; who answers is a root that is fit to.
-    files = {"--request": options.request, "--root-cert": options.root_cert, "--root-key": options.root_key}
-    request_file, certificate_file, key_file = (_given(name, file) for name, file in files.items())
-    request = parse_request(_read(request_file), str(request_file))
+    # 1. What is asked for are requests that their keys have signed; who answers is a root that is fit to.
+    if not options.request:
+        _refuse("a request cannot be signed", "no --request", _NEEDED)
+    certificate_file, key_file = _given("--root-cert", options.root_cert), _given("--root-key", options.root_key)
+    requests = [parse_request(_read(file), str(file)) for file in options.request]
     certificate = Certificate.from_pem(_read(certificate_file), str(certificate_file))
     require(root_findings(certificate, now), str(certificate_file))
     if options.out is not None:
         _must_be_absent(options.out)
     # 2. Shown before the key is opened.
-    _show(request, certificate, now + validity)
+    for request in requests:
+        _show(request, certificate, now + validity)
     if not (yes or _agreed()):
         stderr().print("nothing was signed")
         return Exit.FAILURE
     # 3. Signed, and found good by both verifiers with nothing relaxed.
     holder = Minted(certificate, _key(key_file, secret))
-    issuer = sign_request(holder, request, IssuerPolicy(validity=validity), now)
-    verify_issuer(issuer, [certificate], now, relax=STRICT)
-    chain = Bundle.of(issuer, certificate).pem(trailing_newline=True)
+    issuers = [sign_request(holder, request, IssuerPolicy(validity=validity), now) for request in requests]
+    for issuer in issuers:
+        verify_issuer(issuer, [certificate], now, relax=STRICT)
+    chain = Bundle.of(*issuers, certificate).pem(trailing_newline=True)
     if options.out is None:
         sys.stdout.write(chain)
         return Exit.OK
     _write_new(options.out, chain.encode(), 0o644)
-    stderr().print(f"signed: {issuer.common_name} {issuer.fingerprint[:16]} until {issuer.not_after:%Y-%m-%d}")
+    for issuer in issuers:
+        stderr().print(f"signed: {issuer.common_name} {issuer.fingerprint[:16]} until {issuer.not_after:%Y-%m-%d}")
     stderr().print(f"take {options.out} back: capstan rotate --signed-chain {options.out.name}", soft_wrap=True)
     return Exit.OK
 
@@ -257,7 +262,7 @@ def _passphrase_of(file: Path | None) -> Callable[[bool], str]:
 
 def _given(option: str, file: Path | None) -> Path:
     if file is None:
-        _refuse("a request cannot be signed", f"no {option}", "--request, --root-cert and --root-key; or --new-root")
+        _refuse("a request cannot be signed", f"no {option}", _NEEDED)
     return file
 
 

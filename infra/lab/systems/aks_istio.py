@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.lab import workloads
 from infra.lab.aks.addon import Addon
 from infra.lab.istio import envoy
 from infra.lab.istio.mesh import IstioMesh
-from infra.lab.systems.istio import deploy
+from infra.lab.systems.istio import OFFLINE, deploy, keep_offline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from infra.lab.aks.install import AksOptions
     from infra.lab.client import KubeClient
@@ -38,6 +38,7 @@ class AksIstio:
         self._envoys = envoys
         self._enabled = enabled
         self._addon: Addon | None = None
+        self._offline = Path()
 
     @property
     def addon(self) -> Addon:
@@ -56,7 +57,9 @@ class AksIstio:
         if self._envoys:
             envoy.program()
         self.mesh.register(programs)
+        self._offline = directory / OFFLINE
         self._addon = Addon(self._options, directory, enabled=self._enabled)
+        keep_offline(self._offline, self._addon.ca.root)
         await self._addon.start(client, programs)
 
     async def install(self, client: KubeClient, addresses: ServiceAddresses) -> bool:
@@ -68,7 +71,7 @@ class AksIstio:
     async def deploy(self, client: KubeClient, size: str, nodes: int) -> str:
         """The sample workloads, spread over the revisions; see `System.deploy`."""
         injection = workloads.IstioInjection(self._options.revisions)
-        return await deploy(client, injection, size, nodes, envoys=self._envoys)
+        return await deploy(client, injection, estate_of(size, envoys=self._envoys), nodes)
 
     async def stop(self) -> None:
         """Key Vault, Resource Manager, driver."""
@@ -77,7 +80,8 @@ class AksIstio:
 
     def describe(self) -> JSON:
         """Where the Key Vault and Resource Manager are."""
-        return {**self.addon.describe(), "namespace": "aks-istio-system", "envoys": self._envoys}
+        own: JSON = {"namespace": "aks-istio-system", "envoys": self._envoys}
+        return {**self.addon.describe(), **own, "offline_ca": str(self._offline.resolve())}
 
     def __str__(self) -> str:
         return f"the AKS Istio add-on ({', '.join(self._options.revisions)})"
