@@ -58,6 +58,20 @@ def way_back_approved(rotation: Rotation, plan: Callable[[], Plan]) -> None:
     _approved(rotation, lambda: (propose(rotation, plan(), ROLL_BACK), False))
 
 
+def redate_approved(rotation: Rotation) -> None:
+    """Return when the root may be re-dated: asked once, whatever the policy's phases.
+
+    Raises:
+        As `approved`.
+    """
+
+    def proposed() -> tuple[Proposal, bool]:
+        plan = rotation.plan(rotation.recent())
+        return propose(rotation, plan, "re-date"), plan.entered(Phase.TRUST)
+
+    _approved(rotation, proposed)
+
+
 def _approved(rotation: Rotation, proposed: Callable[[], tuple[Proposal, bool]]) -> None:
     policy = approver_policy(rotation.domain)
     while True:

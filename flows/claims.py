@@ -17,7 +17,14 @@ from flows.durable import deployed
 from flows.errors import prefect_errors
 
 ROTATION_FLOWS = frozenset(
-    {"linkerd-trust-anchor", "istio-root", "istio-intermediate", "aks-istio-root", "aks-istio-intermediate"}
+    {
+        "linkerd-trust-anchor",
+        "istio-root",
+        "istio-intermediate",
+        "istio-redate",
+        "aks-istio-root",
+        "aks-istio-intermediate",
+    }
 )
 """Names of the flows whose waiting runs a roll-back ends."""
 

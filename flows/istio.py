@@ -19,7 +19,7 @@ from capstan.errors import ApprovalRejected
 from capstan.rotation import Outcome, Rotation
 from capstan.rotation.turning import REJECTED
 from capstan.trust.phase import Phase
-from flows.approval import approved
+from flows.approval import approved, redate_approved
 from flows.claims import cancel_waiting_run
 from flows.offline import mint_or_have_signed
 from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
@@ -101,6 +101,44 @@ def rotate_intermediate(
             if domain.policy.on_reject == "stop":
                 raise
             back(opened, REJECTED)
+        return opened.outcome()
+
+
+@flow(
+    name="istio-redate",
+    flow_run_name="{domain.name}: re-date root",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def redate_root(domain: TrustDomain, rotation: str | None = None, take_over: bool = False) -> Outcome:
+    """Give a self-signed root another life: `root-transition.sh`, with the same key and the same name byte for byte.
+
+    Cures an end that comes near, and no theft: for another key, rotate the root. It is asked for once.
+
+    Args:
+        domain: The trust domain: its clusters, control plane, vault and policy (`root_validity` is the new life).
+        rotation: Id of this rotation; an unfinished one is gone on with, else a new one is named after today.
+        take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+    """
+    with running(domain, rotation, take_over=take_over, kind="re-date") as opened:
+        steps.face_forward(opened)
+        with opened.phase(Phase.PREPARE):
+            await_gate(opened, Phase.PREPARE)  # check-root, check-version: (+) and everything that can be read
+            steps.preflight(opened)
+            steps.mint_redated(opened)  # (+) backed up and made in the vault; the key is never in a file
+        if steps.locate(opened) is not Phase.DONE:
+            with opened.phase(Phase.TRUST):
+                await_gate(opened, Phase.TRUST)
+                redate_approved(opened)
+                await_window(opened, Phase.TRUST)
+                for cluster in opened.systems:
+                    steps.redate_root(opened, cluster)  # root-transition: (+) one entry replaced, nothing deleted
+                    steps.restart_redated(
+                        opened, cluster
+                    )  # (+) a running istiod or Citadel comes upon it late, or never
+                await_gate(opened, Phase.DONE)  # verify-certs: (+) every proxy, and not only the Secrets
+        steps.finish(opened)
         return opened.outcome()
 
 

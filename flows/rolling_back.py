@@ -53,6 +53,8 @@ def back(rotation: Rotation, why: str = "it was asked for") -> None:
     if rotation.retired is not None and rotation.kind == "issuer":
         if steps.locate(rotation) is not Phase.DONE or steps.pending(rotation, Phase.ISSUE):
             issuer_again(rotation)
+    elif rotation.retired is not None and rotation.kind == "re-date":
+        redate_again(rotation)
     elif rotation.retired is not None:
         if steps.locate(rotation).number <= Phase.TRUST.number or steps.pending(rotation, Phase.TRUST):
             trust_again(rotation)
@@ -113,6 +115,15 @@ def issuer_again(rotation: Rotation) -> None:
             steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
             if rotation.restarts_workloads(Phase.ISSUE):
                 steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
+        await_gate(rotation, Phase.DONE)
+
+
+def redate_again(rotation: Rotation) -> None:
+    """Write the root's certificate of before again, and wait until everybody has it; each verifies the other's leaves."""
+    with rotation.phase(Phase.TRUST):
+        for cluster in rotation.systems:
+            steps.redate_root(rotation, cluster)
+            steps.restart_redated(rotation, cluster)
         await_gate(rotation, Phase.DONE)
 
 

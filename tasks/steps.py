@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from capstan.errors import Retryable
-from capstan.rotation import Rotation, changing, looking_back, offline, preparing, proving, turning, waiting
+from capstan.rotation import Rotation, changing, looking_back, offline, preparing, proving, redating, turning, waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,6 +71,10 @@ mint = _step("mint root and issuers into the vault")(preparing.mint)
 recall_signed = _step("recall what the offline root signed")(offline.recall_signed)
 request_signing = _step("ask for the offline root's signatures")(offline.request_signing)
 accept_signed = _step("take back what the offline root signed")(offline.accept_signed)
+
+mint_redated = _step("re-date roots in the vault")(redating.mint_redated)
+redate_root = _step("root := the same with another life")(redating.redate_root)
+restart_redated = _step("restart what signs")(redating.restart_redated)
 
 widen_bundle = _step("bundle := old + new")(changing.widen_bundle)
 narrow_bundle = _step("bundle := new")(changing.narrow_bundle)

@@ -27,7 +27,7 @@ def widen_bundle(rotation: Rotation, cluster: str) -> None:
     with audited_step(f"widen-bundle/{cluster}"):
         rotation.acted()
         watcher().step("bundle := old + new", cluster)
-        _note_changes(rotation, "bundle-widened", cluster, rotation.systems[cluster].ensure_bundle(rotation.both))
+        note_changes(rotation, "bundle-widened", cluster, rotation.systems[cluster].ensure_bundle(rotation.both))
 
 
 def narrow_bundle(rotation: Rotation, cluster: str) -> None:
@@ -39,7 +39,7 @@ def narrow_bundle(rotation: Rotation, cluster: str) -> None:
     with audited_step(f"narrow-bundle/{cluster}"):
         rotation.acted()
         watcher().step(f"bundle := {_stays(rotation)}", cluster)
-        _note_changes(rotation, "bundle-narrowed", cluster, rotation.systems[cluster].ensure_bundle(rotation.stays))
+        note_changes(rotation, "bundle-narrowed", cluster, rotation.systems[cluster].ensure_bundle(rotation.stays))
 
 
 def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
@@ -51,7 +51,7 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
     with audited_step(f"restart-control-plane/{phase.value}/{cluster}"):
         rotation.acted()
         watcher().step("restart control plane", cluster)
-        system, stamp, counting = rotation.systems[cluster], _stamp(rotation, phase), _Counting(rotation)
+        system, stamp, counting = rotation.systems[cluster], stamp_of(rotation, phase), Counting(rotation)
         seconds = rotation.domain.policy.restart_deadline.total_seconds()
         issuer = rotation.required_target().issuers[cluster].fingerprint
         if phase is Phase.ISSUE:
@@ -68,7 +68,7 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
                 afresh=rotation.turned,
                 on_progress=counting,
             )
-        _note_restarts(rotation, cluster, phase, "control plane", report, counting.ended)
+        note_restarts(rotation, cluster, phase, "control plane", report, counting.ended)
 
 
 def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
@@ -82,17 +82,17 @@ def restart_data_plane(rotation: Rotation, cluster: str, phase: Phase) -> None:
     with audited_step(f"restart-data-plane/{phase.value}/{cluster}"):
         rotation.acted()
         watcher().step("restart workloads", cluster)
-        counting = _Counting(rotation)
+        counting = Counting(rotation)
         issuer = rotation.required_target().issuers[cluster].fingerprint if phase is Phase.ISSUE else None
         report = rotation.systems[cluster].restart_data_plane(
             _wanted_roots(rotation, phase),
-            _stamp(rotation, phase),
+            stamp_of(rotation, phase),
             seconds=rotation.domain.policy.restart_deadline.total_seconds(),
             issuer=issuer,
             parallel=rotation.domain.policy.parallel_restarts,
             on_progress=counting,
         )
-        _note_restarts(rotation, cluster, phase, "workloads", report, counting.ended)
+        note_restarts(rotation, cluster, phase, "workloads", report, counting.ended)
 
 
 def back_up_issuer(rotation: Rotation, cluster: str) -> None:
@@ -144,7 +144,7 @@ def switch_issuer(rotation: Rotation, cluster: str) -> None:
         if reference is None:
             return
         issuer = material.issuer_material(rotation.vault, reference)
-        _note_changes(rotation, "issuer-switched", cluster, rotation.systems[cluster].ensure_issuer(issuer))
+        note_changes(rotation, "issuer-switched", cluster, rotation.systems[cluster].ensure_issuer(issuer))
 
 
 def _stays(rotation: Rotation) -> str:
@@ -155,7 +155,7 @@ def _wanted_roots(rotation: Rotation, phase: Phase) -> frozenset[str]:
     return (rotation.stays if phase is Phase.DISTRUST else rotation.both).fingerprints
 
 
-def _stamp(rotation: Rotation, phase: Phase) -> str:
+def stamp_of(rotation: Rotation, phase: Phase) -> str:
     """Names the wanted state: a workload that carries it was restarted for it and is only waited for.
 
     The turn is in it because the same state may have to be reached again after the rotation was turned round.
@@ -164,7 +164,7 @@ def _stamp(rotation: Rotation, phase: Phase) -> str:
     return f"{rotation.domain.name}/{rotation.id}/{turn}/{phase.value}/{rotation.new_root.fingerprint[:16]}"
 
 
-class _Counting:
+class Counting:
     """Turns a restart's news into counts of owners, for whoever watches, and keeps when each had ended."""
 
     def __init__(self, rotation: Rotation) -> None:
@@ -183,7 +183,8 @@ class _Counting:
         self._watcher.count(len(seen) - len(waiting), len(seen), waiting)
 
 
-def _note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence[Change]) -> None:
+def note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence[Change]) -> None:
+    """Put what a step wrote, or found written, into the account."""
     for change in changes:
         rotation.note(
             kind,
@@ -199,9 +200,10 @@ def _note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence
         )
 
 
-def _note_restarts(
+def note_restarts(
     rotation: Rotation, cluster: str, phase: Phase, what: str, report: RestartReport, ended: Mapping[str, str]
 ) -> None:
+    """Put what a step restarted into the account."""
     for skipped in report.skipped:
         watcher().note(f"{skipped.owner} was not restarted: {skipped.reason}")
     rotation.note(

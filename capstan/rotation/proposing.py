@@ -50,6 +50,16 @@ _ISSUER: Final = {
     "Nobody's trust changes, and leaves renew by themselves.",
     "roll-back": "The rotation turns round: the issuer goes back to what it was. Nobody's trust changes.",
 }
+_REDATE: Final = {
+    "re-date": "Each cluster's self-signed root gets another certificate of the same key and the same name, with "
+    "another life, and every istiod is restarted once. Old and new verify each other's leaves, so that nobody is cut off.",
+    "roll-back": "The root gets the certificate again that it had before. Nobody's trust changes.",
+}
+_REDATE_IRREVERSIBLE: Final = {
+    "re-date": "Nothing: the certificate there was is kept in the vault, and can be written again until it ends. This "
+    "does not cure a stolen key: who has the old root's key has the new one's.",
+    "roll-back": "The approvals given so far end with this turn.",
+}
 _ISSUER_IRREVERSIBLE: Final = {
     "issue": "Nothing: the replaced issuer is kept in the vault, and stays trusted under its root until it expires. "
     "This does not cure a stolen issuer key: only another root does.",
@@ -120,7 +130,7 @@ def proposed(
     """
     steps = _steps(plan, gate)
     certificates = {certificate.fingerprint: certificate for certificate in known}
-    irreversible = _ISSUER_IRREVERSIBLE if record.kind == "issuer" else _IRREVERSIBLE
+    irreversible = {"issuer": _ISSUER_IRREVERSIBLE, "re-date": _REDATE_IRREVERSIBLE}.get(record.kind, _IRREVERSIBLE)
     return Proposal(
         domain=domain.name,
         system=domain.system.value,
@@ -155,9 +165,10 @@ def _judged_as_roots(plan: Plan) -> Judge:
 
 
 def _meaning(domain: TrustDomain, record: RotationRecord, gate: Gate) -> str:
-    if domain.system is System.LINKERD:
-        return (_ISSUER if record.kind == "issuer" else _MEANING)[gate]
-    said = (_ISSUER if record.kind == "issuer" else _ISTIO)[gate]
+    by_system = _MEANING if domain.system is System.LINKERD else _ISTIO
+    said = {"issuer": _ISSUER, "re-date": _REDATE}.get(record.kind, by_system)[gate]
+    if domain.system is System.LINKERD or record.kind == "re-date":
+        return said
     return said + _BY_RESTART if domain.policy.leaf_renewal == "restart" else said
 
 
@@ -172,7 +183,7 @@ def _reached(cluster: ClusterRef, domain: TrustDomain) -> str:
 
 def _steps(plan: Plan, gate: Gate) -> tuple[ProposedStep, ...]:
     pending = [step for step in plan.pending if step.kind not in (StepKind.APPROVE, StepKind.MINT)]
-    wanted = pending if gate == "roll-back" else [step for step in pending if step.phase.value == gate]
+    wanted = pending if gate in ("roll-back", "re-date") else [step for step in pending if step.phase.value == gate]
     return tuple(ProposedStep(step.name, step.changes, step.pending, acts=step.kind not in _WAITING) for step in wanted)
 
 
@@ -193,6 +204,8 @@ def _bound(domain: TrustDomain, gate: Gate, seen: Observation) -> str:
     policy = domain.policy
     restart = _duration(policy.restart_deadline)
     life = timedelta(seconds=max((cluster.leaf_lifetime for cluster in seen.clusters), default=0.0))
+    if gate == "re-date":
+        return f"Restarts take at most {restart} each; proxies have it with their next leaf, at most {_duration(life)}."
     if gate in _WAITS and domain.system is not System.LINKERD:
         return (
             f"Every istiod takes it within {restart}, or is restarted; then it waits {_WAITS[gate]}: until the last "
@@ -210,12 +223,13 @@ def _bound(domain: TrustDomain, gate: Gate, seen: Observation) -> str:
 def _way_back(plan: Plan, gate: Gate) -> str:
     if gate == "roll-back":
         return "The rotation can be turned forward again, with new approvals, while the new root is in the vault."
-    acting = next((s for s in plan.steps if s.phase.value == gate and s.kind is not StepKind.APPROVE), None)
+    phase = Phase.TRUST.value if gate == "re-date" else gate
+    acting = next((s for s in plan.steps if s.phase.value == phase and s.kind is not StepKind.APPROVE), None)
     return f"capstan rollback: {acting.reversible}." if acting else "capstan rollback"
 
 
 def _on_reject(policy: RotationPolicy, gate: Gate) -> str:
-    if gate == "roll-back":
+    if gate in ("roll-back", "re-date"):
         return "Nothing: the rotation stays where it is."
     if policy.on_reject == "roll-back":
         return "The rotation is rolled back to the old roots (policy on_reject: roll-back)."
@@ -226,7 +240,7 @@ def _evidence(plan: Plan, gate: Gate, seen: Observation, now: datetime, judged: 
     if gate == "roll-back":
         sentences: tuple[str, ...] = (f"the domain is in phase {plan.phase.value} of the way back",)
     else:
-        sentences = judged(Phase(gate), seen, now).evidence
+        sentences = judged(Phase.TRUST if gate == "re-date" else Phase(gate), seen, now).evidence
     return Evidence(
         at=seen.taken_at,
         sentences=(*sentences, str(plan.verdict)),

@@ -101,7 +101,7 @@ def finish(rotation: Rotation) -> None:
 
 def _end(rotation: Rotation) -> dict[str, Any]:
     """What the account's last entry says of the roots."""
-    if rotation.kind == "issuer":
+    if rotation.kind != "anchor":
         kept = {
             name: issuer.fingerprint for name, issuer in (rotation.target.issuers if rotation.target else {}).items()
         }

@@ -23,6 +23,7 @@ from capstan.rotation.looks import note_look
 from capstan.systems.base import observe_domain
 from capstan.trust.aim import Aim, IssuerAim, RootAim
 from capstan.trust.phase import Goal, Phase
+from capstan.trust.redating import RedateAim
 from capstan.trust.steps import LeafRenewal, Policy, StepKind
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Rotation:
             is the rotation's new root, and `stays` what there was before it.
         target: What `stays`, with the issuers to be had in the end; None until `mint` (or on the way back, `recall`).
         retired: On the way back, what the rotation had minted; None where nothing was.
-        kind: What is rotated. Where it is the issuers alone, no root goes: `old` is empty, `stays` what there was.
+        kind: What is rotated. Where it is not the roots, none of them goes: `old` is empty, `stays` what there was.
         issuers_before: Cluster -> fingerprint of the issuer it had when the rotation began.
         turn: As in the record.
     """
@@ -181,7 +182,7 @@ class Rotation:
     @property
     def old(self) -> Bundle:
         """The roots to be turned away from."""
-        if self.kind == "issuer":
+        if self.kind != "anchor":
             return Bundle()
         if self.direction == "forward":
             return self.original
@@ -225,10 +226,13 @@ class Rotation:
     @property
     def aim(self) -> Aim:
         """What the rotation is after in its present direction: how its phases, gates and plan are judged."""
-        if self.kind != "issuer":
+        if self.kind == "anchor":
             return RootAim(self.old.fingerprints, self.new)
         minted = self.target if self.direction == "forward" else self.retired
         new = {c: i.fingerprint for c, i in minted.issuers.items()} if minted else dict(self.record().issuers)
+        if self.kind == "re-date":
+            before = self.issuers_before
+            return RedateAim(before, new) if self.direction == "forward" else RedateAim(new or before, before)
         anchors = self.target.anchors() if self.target else {}
         if self.direction == "forward":
             return IssuerAim(self.issuers_before, new, anchors)
@@ -356,7 +360,7 @@ class Rotation:
         self.remember(lambda record: record.model_copy(update={"deadlines": _without(record, gate)}))
 
     def _completed(self, seen: Observation) -> bool:
-        if self.kind == "issuer" and (self.direction == "forward" or self.retired is not None):
+        if self.kind != "anchor" and (self.direction == "forward" or self.retired is not None):
             return self.plan(seen).phase is Phase.DONE
         if self.direction == "forward":
             return self.plan(seen).phase is Phase.DONE and bool(self.old_root_refused)
@@ -376,7 +380,7 @@ class Rotation:
             completed=self._completed(last),
             resumed=self.resumed,
             phases=tuple(self._phases),
-            roots_before=tuple(sorted((self.original if self.kind == "issuer" else self.old).fingerprints)),
+            roots_before=tuple(sorted((self.old if self.kind == "anchor" else self.original).fingerprints)),
             roots_after=tuple(sorted(bundles)),
             peers=len(last.peers),
             old_root_refused=self.old_root_refused,

@@ -19,6 +19,7 @@ from capstan.rotation import material
 from capstan.rotation.accounts import open_account, reopened
 from capstan.rotation.session import NEW_ROOT
 from capstan.trust.aim import IssuerAim, RootAim
+from capstan.trust.redating import RedateAim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +61,9 @@ def aim_of(record: RotationRecord, *, back: bool | None = None) -> Aim:
     if record.kind == "issuer":
         pair = (record.issuers_before, record.issuers)
         return IssuerAim(pair[1] or pair[0], pair[0]) if going_back else IssuerAim(*pair)
+    if record.kind == "re-date":
+        before, new = record.issuers_before, record.issuers
+        return RedateAim(new or before, before) if going_back else RedateAim(before, new)
     return RootAim(*aims(record.model_copy(update={"direction": "back" if going_back else "forward"})))
 
 

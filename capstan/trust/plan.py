@@ -35,7 +35,8 @@ class Plan:
     Attributes:
         old: The roots that are to go.
         stays: The roots that are to stay; empty while the new one is not minted, several on a way back to several.
-        kind: `anchor`; or `issuer` for a rotation of the issuers alone, whose `old` and `stays` are issuers.
+        kind: `anchor`; `issuer` for a rotation of the issuers alone, whose `old` and `stays` are issuers; `re-date` for
+            the same roots with another life.
     """
 
     steps: tuple[Step, ...]
@@ -45,7 +46,7 @@ class Plan:
     policy: Policy
     verdict: Verdict
     domain: tuple[dict[str, Any], ...]
-    kind: Literal["anchor", "issuer"] = "anchor"
+    kind: Literal["anchor", "issuer", "re-date"] = "anchor"
 
     @property
     def new(self) -> Fingerprint | None:
@@ -59,7 +60,7 @@ class Plan:
 
     def entered(self, phase: Phase) -> bool:
         """Whether an acting step of this phase has taken effect in some cluster, as observed."""
-        acting = {StepKind.WIDEN_BUNDLE, StepKind.SWITCH_ISSUER, StepKind.NARROW_BUNDLE}
+        acting = {StepKind.WIDEN_BUNDLE, StepKind.REDATE_ROOT, StepKind.SWITCH_ISSUER, StepKind.NARROW_BUNDLE}
         return any(s.phase is phase and s.kind in acting and len(s.pending) < len(s.clusters) for s in self.steps)
 
     def digest(self) -> str:

@@ -15,6 +15,7 @@ class StepKind(StrEnum):
     MINT = "mint"
     APPROVE = "approve"
     WIDEN_BUNDLE = "widen-bundle"
+    REDATE_ROOT = "re-date-root"
     RESTART_CONTROL_PLANE = "restart-control-plane"
     RESTART_DATA_PLANE = "restart-data-plane"
     GATE_TRUST = "gate-trust"
