@@ -34,6 +34,8 @@ from capstan.systems.istio.layout import GRPC_TLS_PORT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
     from capstan.cluster.client import Cluster
 
 METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
@@ -100,7 +102,7 @@ def server_name(namespace: str) -> str:
 
 
 def read_answer(
-    elements: tuple[str, ...], *, spki: ec.EllipticCurvePublicKey, serving: tuple[Certificate, ...], where: str
+    elements: tuple[str, ...], *, spki: PublicKeyTypes, serving: tuple[Certificate, ...], where: str
 ) -> Signed:
     """Make sense of a response's elements.
 

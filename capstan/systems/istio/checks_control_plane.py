@@ -159,8 +159,10 @@ def _hands_out_the_roots(view: View) -> CheckResult:
 def _hot_reload(view: View) -> CheckResult:
     """By what each istiod would do with a root appended to its present ones."""
     about = CONTROL_PLANE, "a changed root is taken without a restart of istiod", ISTIOD_PAGE, Severity.WARNING
-    if view.files is None or view.layout.mode in (Mode.SELF_SIGNED, Mode.CITADEL):
+    if view.layout.mode in (Mode.SELF_SIGNED, Mode.CITADEL):
         return skipped(*about, f"the CA's mode is {view.layout.mode}")
+    if view.files is None:
+        return skipped(*about, "the CA's source was not read")
     text = view.files.root_cert
     change = CaChange(text, text + view.bundle.pem(trailing_newline=True), signer=True)
     cold = [
