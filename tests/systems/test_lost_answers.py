@@ -7,7 +7,7 @@ from kubernetes import client as kubernetes_client
 
 from capstan.cluster.client import Cluster
 from capstan.errors import NotFound, Unreachable
-from capstan.systems.linkerd.observe import SECOND_TRY, _ask
+from capstan.systems.asking import SECOND_TRY, ask_twice
 
 
 class Proxy:
@@ -37,20 +37,20 @@ def cluster(slept: list[float]) -> Cluster:
 
 def test_a_lost_answer_is_asked_for_once_more_after_a_pause(cluster: Cluster, slept: list[float]) -> None:
     proxy = Proxy(Unreachable("connection reset"), "roots")
-    assert _ask(cluster, proxy) == "roots"
+    assert ask_twice(cluster, proxy) == "roots"
     assert slept == [SECOND_TRY]
 
 
 def test_a_proxy_that_stays_silent_is_unreadable_after_two_tries(cluster: Cluster) -> None:
     proxy = Proxy(Unreachable("connection reset"))
     with pytest.raises(Unreachable):
-        _ask(cluster, proxy)
+        ask_twice(cluster, proxy)
     assert proxy.asked == 2
 
 
 def test_an_answer_that_says_no_is_not_asked_for_again(cluster: Cluster, slept: list[float]) -> None:
     proxy = Proxy(NotFound("no roots"))
     with pytest.raises(NotFound):
-        _ask(cluster, proxy)
+        ask_twice(cluster, proxy)
     assert proxy.asked == 1
     assert not slept

@@ -8,19 +8,20 @@ Declared places and live processes are never taken for each other. A proxy's roo
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from capstan.cluster.parallel import map_bounded
 from capstan.cluster.peer_tls import TlsRefused, tls_peer
 from capstan.cluster.portforward import http_get
 from capstan.cluster.resources import CONFIG_MAPS, PODS, SECRETS
 from capstan.cluster.workloads import Owners, PodRef, is_ready
-from capstan.errors import CapstanError, NotFound, Retryable
+from capstan.errors import CapstanError, NotFound
 from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
-from capstan.pki.verify import anchors_of_issuer, anchors_of_leaf
+from capstan.systems.asking import ask_twice, is_gone
+from capstan.systems.known import Known
 from capstan.systems.linkerd.layout import (
     ANCHORS,
     ANCHORS_ENV,
@@ -46,7 +47,7 @@ from capstan.systems.linkerd.pods import (
 )
 from capstan.systems.linkerd.secrets import decoded
 from capstan.systems.linkerd.values import get_value
-from capstan.trust.observation import ClusterObservation, Fingerprint, Issuer, Leaf, Owner, Peer
+from capstan.trust.observation import ClusterObservation, Fingerprint, Owner, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,9 +57,6 @@ if TYPE_CHECKING:
 
 CONCURRENCY: Final = 16
 PEER_TIMEOUT: Final = 10.0
-SECOND_TRY: Final = 0.5  # seconds before a proxy whose answer was lost is asked once more
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +98,6 @@ class View:
     troubles: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Known:
-    """Certificates met so far, and which leaf chains to which root."""
-
-    roots: dict[Fingerprint, Certificate] = field(default_factory=dict)
-    issuers: dict[Fingerprint, Certificate] = field(default_factory=dict)
-
-    def add(self, certificates: Iterable[Certificate]) -> None:
-        for certificate in certificates:
-            where = self.roots if certificate.self_issued else self.issuers
-            where.setdefault(certificate.fingerprint, certificate)
-
-    def all(self) -> dict[Fingerprint, Certificate]:
-        return {**self.roots, **self.issuers}
-
-
 @dataclass(frozen=True, slots=True)
 class _Reading:
     """What one proxy said, before it is known which roots there are in the whole cluster."""
@@ -151,7 +133,7 @@ def observe(
         NotFound: No Linkerd in that namespace. Other CapstanErrors: the API cannot be read at all.
     """
     layout = read_layout(cluster, namespace)
-    certificates = _Known()
+    certificates = Known()
     certificates.add(known)
     # 1. What is declared.
     troubles: list[str] = []
@@ -182,7 +164,7 @@ def observe(
         name=cluster.name,
         bundle=bundle.fingerprints,
         declared=declared,
-        issuer=_issuer(chain, certificates, at),
+        issuer=certificates.issuer(chain, at),
         peers=tuple(proxy.peer for proxy in proxies),
         leaf_lifetime=layout.leaf_lifetime,
     )
@@ -197,7 +179,7 @@ def _read_bundle(cluster: Cluster, namespace: str) -> Bundle:
 
 
 def _read_declared(
-    cluster: Cluster, layout: Layout, certificates: _Known, troubles: list[str]
+    cluster: Cluster, layout: Layout, certificates: Known, troubles: list[str]
 ) -> tuple[tuple[str, frozenset[Fingerprint]], ...]:
     """The roots as `linkerd-config` and the CLI's overrides have them; a place without a value declares nothing."""
     namespace = layout.namespace
@@ -234,13 +216,6 @@ def _read_issuer(cluster: Cluster, layout: Layout, troubles: list[str]) -> tuple
         return ()
 
 
-def _issuer(chain: tuple[Certificate, ...], certificates: _Known, at: datetime) -> Issuer | None:
-    if not chain:
-        return None
-    anchors = anchors_of_issuer(chain[0], certificates.roots.values(), at, chain[1:])
-    return Issuer(chain[0].fingerprint, anchors, chain[0].not_after)
-
-
 def _read_pod(cluster: Cluster, pod: Object, owner: Owner, bundle: Bundle, timeout: float) -> _Reading | None:
     """Ask one proxy. None if the pod is no live peer: gone by now, or not started and sure to start with the bundle."""
     metadata = pod["metadata"]
@@ -253,28 +228,19 @@ def _read_pod(cluster: Cluster, pod: Object, owner: Owner, bundle: Bundle, timeo
     chain: tuple[Certificate, ...] = ()
     problems = []
     try:
-        trusts = _ask(cluster, lambda: live_roots(cluster, namespace, name, port, timeout))
+        trusts = ask_twice(cluster, lambda: live_roots(cluster, namespace, name, port, timeout))
     except CapstanError as error:
         problems.append(f"roots: {error.what}: {error.observed}")
     if not sni:
         problems.append("leaf: its pod does not say its identity")
     else:
         try:
-            chain = _ask(cluster, lambda: live_chain(cluster, namespace, name, port, sni, timeout))
+            chain = ask_twice(cluster, lambda: live_chain(cluster, namespace, name, port, sni, timeout))
         except CapstanError as error:
             problems.append(f"leaf: {error.what}: {error.observed}")
-    if problems and _is_gone(cluster, pod):
+    if problems and is_gone(cluster, pod):
         return None
     return _Reading(pod, owner, sni or "", port, trusts, chain, "; ".join(problems))
-
-
-def _ask(cluster: Cluster, question: Callable[[], T]) -> T:
-    """The answer, at the second try if the first one was lost: a stream that breaks says nothing about the proxy."""
-    try:
-        return question()
-    except Retryable:
-        cluster.sleep(SECOND_TRY)
-        return question()
 
 
 def _not_started(pod: Object, owner: Owner, container: Object, bundle: Bundle, sni: str, port: int) -> _Reading | None:
@@ -330,16 +296,7 @@ def live_chain(
     return tuple(Certificate.from_der(der, where) for der in answer.chain)
 
 
-def _is_gone(cluster: Cluster, pod: Object) -> bool:
-    metadata = pod["metadata"]
-    try:
-        now = cluster.find(PODS, metadata["name"], metadata["namespace"])
-    except CapstanError:
-        return False
-    return now is None or now["metadata"]["uid"] != metadata["uid"] or has_ended(now)
-
-
-def _proxy(cluster: str, namespace: str, reading: _Reading, certificates: _Known, at: datetime) -> Proxy:
+def _proxy(cluster: str, namespace: str, reading: _Reading, certificates: Known, at: datetime) -> Proxy:
     metadata = reading.pod["metadata"]
     started = (reading.pod.get("status") or {}).get("startTime")
     role = role_of(reading.pod, namespace)
@@ -350,7 +307,7 @@ def _proxy(cluster: str, namespace: str, reading: _Reading, certificates: _Known
         role=role,
         owner=reading.owner,
         trusts=reading.trusts.fingerprints if reading.trusts is not None else None,
-        leaf=_leaf(reading.chain, certificates, at),
+        leaf=certificates.leaf(reading.chain, at),
         unreadable=reading.unreadable,
         ready=is_ready(reading.pod) and "deletionTimestamp" not in metadata,
         started=datetime.fromisoformat(started) if started else None,
@@ -363,20 +320,4 @@ def _proxy(cluster: str, namespace: str, reading: _Reading, certificates: _Known
         sni=reading.sni,
         port=reading.port,
         leaving="deletionTimestamp" in metadata,
-    )
-
-
-def _leaf(chain: tuple[Certificate, ...], certificates: _Known, at: datetime) -> Leaf | None:
-    if not chain:
-        return None
-    leaf = chain[0]
-    candidates = {certificate.fingerprint: certificate for certificate in chain[1:]} | certificates.all()
-    signers = [fingerprint for fingerprint, candidate in candidates.items() if leaf.signed_by(candidate)]
-    return Leaf(
-        fingerprint=leaf.fingerprint,
-        identity=leaf.identity,
-        issuer=signers[0] if signers else None,
-        anchors=anchors_of_leaf(leaf, chain[1:], certificates.roots.values(), at),
-        not_before=leaf.not_before,
-        not_after=leaf.not_after,
     )
