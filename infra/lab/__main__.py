@@ -75,7 +75,8 @@ def options(arguments: argparse.Namespace) -> Options:
         native_sidecar=not arguments.no_native_sidecar,
         replicas=1 if replicas is None else replicas,
     )
-    leaf_seconds = arguments.leaf_seconds or istio.DEFAULT_LEAF_SECONDS
+    ca = arguments.ca if arguments.system == "istio" else istio.PLUGIN
+    leaf_seconds = arguments.leaf_seconds or istio.default_leaf_seconds(ca)
     return Options(
         directory=arguments.dir.absolute(),
         system=arguments.system,
@@ -86,9 +87,9 @@ def options(arguments: argparse.Namespace) -> Options:
         probes_per_second=arguments.probes_per_second,
         linkerd=linkerd,
         istio=istio.Options(
-            version=arguments.istio_version or istio.default_version(arguments.ca),
+            version=arguments.istio_version or istio.default_version(ca),
             revision=arguments.revision,
-            ca=arguments.ca,
+            ca=ca,
             tls_secret=arguments.tls_secret,
             identifiers=not arguments.no_ski,
             multiroot=arguments.multiroot,

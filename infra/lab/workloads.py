@@ -55,9 +55,11 @@ class IstioInjection:
 
     Attributes:
         revisions: The meshed namespaces are spread over them; `default` is the one that istio-injection=enabled means.
+        annotated: Pods are told by an annotation, as before Istio 1.10.
     """
 
     revisions: tuple[str, ...] = ("default",)
+    annotated: bool = False
 
     def namespace(self, index: int) -> JSON:
         """`istio-injection=enabled`, or the revision."""
@@ -66,6 +68,8 @@ class IstioInjection:
 
     def pod(self, inject: str) -> JSON:
         """`sidecar.istio.io/inject`, or the revision where the namespace names none."""
+        if self.annotated:
+            return {"annotations": {ISTIO_INJECT: str(inject == "enabled").lower()}}
         if inject == "disabled":
             return {"labels": {ISTIO_INJECT: "false"}}
         revision = self.revisions[-1]
@@ -115,6 +119,16 @@ class Estate:
     def with_workload(self, workload: Workload) -> Estate:
         """One application more."""
         return dataclasses.replace(self, workloads=(*self.workloads, workload))
+
+    def marked_everywhere(self) -> Estate:
+        """The same pods meshed, where only marked namespaces are looked at: the others' pods opt out one by one."""
+        marked = dict(self.namespaces)
+        workloads = tuple(
+            w if marked[w.namespace] or w.inject else dataclasses.replace(w, inject="disabled") for w in self.workloads
+        )
+        return dataclasses.replace(
+            self, namespaces=tuple((name, True) for name, _ in self.namespaces), workloads=workloads
+        )
 
     def with_ambient(self, namespace: str, *workloads: Workload) -> Estate:
         """A namespace in ambient mode, and what runs in it."""

@@ -61,7 +61,7 @@ def config_dump(material: Material | None, query: str, *, version: str, files: b
         files: Certificates come from files (Citadel's), so that there are no dynamic secrets.
     """
     asked = parse_qs(query)
-    dump = {"@type": f"{_ADMIN}.SecretsConfigDump"} if files else secrets(material)
+    dump: JSON = {"@type": f"{_ADMIN}.SecretsConfigDump"} if files else secrets(material)
     if "resource" not in asked:
         bootstrap = {"@type": f"{_ADMIN}.BootstrapConfigDump", "bootstrap": {"node": {"user_agent_name": "envoy"}}}
         whole = [

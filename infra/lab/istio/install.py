@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from infra.lab import pki
 from infra.lab.client import ApiError, Informer
-from infra.lab.istio import gateway, hierarchy, manifests, webhooks, ztunnel
+from infra.lab.istio import citadel_manifests, gateway, hierarchy, manifests, webhooks, ztunnel
 from infra.lab.objects import create, is_available, wait_until_available
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ async def install(client: KubeClient, options: manifests.Options, material: mani
         ApiError: If the cluster refuses an object.
         TimeoutError: If istiod is not available within 90 s, or has not filled in the webhooks' caBundle within 30 s.
     """
-    await control_plane(client, options, manifests.objects(options, material))
+    if options.ca == manifests.CITADEL:
+        await _citadel(client, options)
+    else:
+        await control_plane(client, options, manifests.objects(options, material))
     if options.gateway:
         await create_all(client, gateway.objects(options))
     if options.ambient:
@@ -59,6 +63,14 @@ async def control_plane(client: KubeClient, options: manifests.Options, objects:
         await informer.stop()
 
 
+async def _citadel(client: KubeClient, options: manifests.Options) -> None:
+    name = f"{citadel_manifests.INJECTOR}.{options.namespace}.svc"
+    serving = pki.mint_serving([name], now=datetime.now(UTC))
+    await create_all(client, citadel_manifests.objects(options, serving))
+    await _available(client, options.namespace)
+    await create_all(client, [citadel_manifests.webhook(options, serving)])
+
+
 async def create_all(client: KubeClient, objects: list[JSON]) -> None:
     """Create objects in order; what is there already (a second revision's namespace) stays. Raises ApiError."""
     for item in objects:
@@ -71,7 +83,8 @@ async def create_all(client: KubeClient, objects: list[JSON]) -> None:
 
 async def is_installed(client: KubeClient, options: manifests.Options) -> bool:
     """Whether there already is a control plane of this name."""
-    path = f"/apis/apps/v1/namespaces/{options.namespace}/deployments/{options.istiod}"
+    name = citadel_manifests.CITADEL if options.ca == manifests.CITADEL else options.istiod
+    path = f"/apis/apps/v1/namespaces/{options.namespace}/deployments/{name}"
     try:
         await client.get(path)
     except ApiError as error:

@@ -29,6 +29,7 @@ JSON = dict[str, Any]
 DEFAULT_VERSION = "1.30.1"
 DEFAULT_CITADEL_VERSION = "1.4.3"
 DEFAULT_LEAF_SECONDS = 40
+DEFAULT_CITADEL_LEAF_SECONDS = 3600  # of the 90 days of a real one; its RSA keys cost time
 HUB = "docker.io/istio"
 PLUGIN, SELF_SIGNED, CITADEL = "plugin", "self-signed", "citadel"
 CA_MODES = (PLUGIN, SELF_SIGNED, CITADEL)
@@ -120,6 +121,8 @@ class Options:
 
         All pods of a lab start at once; in a living mesh they renew at all times, which the last variable stands for.
         """
+        if self.ca == CITADEL:
+            return {"LAB_CERT_WATCH_SECONDS": "1"}
         found = {"SECRET_TTL": f"{self.leaf_seconds}s", "ECC_SIGNATURE_ALGORITHM": "ECDSA", FIRST_RENEWAL: "random"}
         return found | ({"PROXY_CONFIG_XDS_AGENT": "true"} if self.xds_agent else {})
 
@@ -146,6 +149,11 @@ class Material:
 def default_version(ca: str) -> str:
     """The version to behave as, where none is asked for."""
     return DEFAULT_CITADEL_VERSION if ca == CITADEL else DEFAULT_VERSION
+
+
+def default_leaf_seconds(ca: str) -> int:
+    """Life of leaves, where none is asked for."""
+    return DEFAULT_CITADEL_LEAF_SECONDS if ca == CITADEL else DEFAULT_LEAF_SECONDS
 
 
 def encode(text: str) -> str:

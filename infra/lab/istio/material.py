@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -122,10 +122,11 @@ class Material:
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_options(SSL.OP_NO_TICKET)
-        context.use_privatekey(_private_key(self.key_pem))
-        context.use_certificate(self.leaf)
+        taking: Any = context  # the stubs are of an older pyOpenSSL, which took objects of its own only
+        taking.use_privatekey(_private_key(self.key_pem))
+        taking.use_certificate(self.leaf)
         for certificate in self.chain[1:]:
-            context.add_extra_chain_cert(certificate)
+            taking.add_extra_chain_cert(certificate)
         context.check_privatekey()
         store = context.get_cert_store()
         if store is None:
@@ -220,5 +221,6 @@ def _pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _select_protocol(_: SSL.Connection, offered: list[bytes]) -> bytes | SSL._NoOverlappingProtocols:
+def _select_protocol(_: SSL.Connection, offered: list[bytes]) -> Any:
+    """A protocol, or pyOpenSSL's mark for none."""
     return next((name for name in SERVER_PROTOCOLS if name in offered), SSL.NO_OVERLAPPING_PROTOCOLS)

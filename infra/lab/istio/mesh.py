@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 
 from infra.lab import pki
-from infra.lab.istio import ztunnel
+from infra.lab.istio import injector, ztunnel
 from infra.lab.istio.citadel.program import program as citadel
 from infra.lab.istio.istiod.program import program as istiod
 from infra.lab.istio.material import uris
 from infra.lab.istio.proxy import Proxy
-from infra.lab.istio.sidecar import INBOUND_PORT
+from infra.lab.istio.sidecar import AGENT_SINCE, INBOUND_PORT, minor
 from infra.lab.kubelet.runtime import PROGRAMS, Container, Programs
 from infra.lab.prober import issuer_fingerprint
 
@@ -43,7 +43,8 @@ class IstioMesh:
     def register(self, programs: Programs = PROGRAMS) -> None:
         """Make the kubelets of this process run Istio's containers, from each registry that has its images."""
         for hub in HUBS:
-            programs.register(f"{hub}/pilot", istiod)
+            programs.register(f"{hub}/pilot", _pilot)
+            programs.register(f"{hub}/sidecar_injector", injector.program)
             programs.register(f"{hub}/citadel", citadel)
             programs.register(f"{hub}/proxyv2", self._run_proxy, first_arg="proxy")
             programs.register(f"{hub}/proxyv2", _exit_at_once, first_arg="istio-iptables")
@@ -128,6 +129,20 @@ def _leaf(held: ztunnel.Held) -> dict[str, Any] | None:
         "not_before": leaf.not_valid_before_utc.isoformat(),
         "not_after": leaf.not_valid_after_utc.isoformat(),
     }
+
+
+async def _pilot(container: Container) -> int:
+    """istiod; before 1.5 Pilot, which has no part in trust and only has to be there."""
+    try:
+        before_istiod = minor(container.image.rpartition(":")[2]) < AGENT_SINCE
+    except ValueError as error:
+        container.log(f"Error: {error}")
+        return 255
+    if not before_istiod:
+        return await istiod(container)
+    container.set_ready(True)
+    await container.stopping.wait()
+    return 0
 
 
 async def _exit_at_once(container: Container) -> int:

@@ -9,7 +9,7 @@ from infra.lab import workloads
 from infra.lab.aks.addon import Addon
 from infra.lab.istio import envoy
 from infra.lab.istio.mesh import IstioMesh
-from infra.lab.systems.istio import OFFLINE, deploy, keep_offline
+from infra.lab.systems.istio import OFFLINE, deploy, estate_of, keep_offline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

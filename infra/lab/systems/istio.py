@@ -61,14 +61,11 @@ class Istio:
 
     async def deploy(self, client: KubeClient, size: str, nodes: int) -> str:
         """The sample workloads; see `System.deploy`."""
-        return await deploy(
-            client,
-            workloads.IstioInjection((self._options.revision,)),
-            size,
-            nodes,
-            envoys=self._options.envoys,
-            ambient=self._options.ambient,
-        )
+        options = self._options
+        estate = estate_of(size, envoys=options.envoys, ambient=options.ambient)
+        citadel = options.ca == manifests.CITADEL
+        injection = workloads.IstioInjection((options.revision,), annotated=citadel)
+        return await deploy(client, injection, estate.marked_everywhere() if citadel else estate, nodes)
 
     async def stop(self) -> None:
         """Nothing runs outside the cluster."""
@@ -94,18 +91,17 @@ class Istio:
         return f"Istio {self._options.version} ({self._options.ca})"
 
 
-async def deploy(
-    client: KubeClient, injection: Injection, size: str, nodes: int, *, envoys: int = 0, ambient: bool = False
-) -> str:
-    """The sample workloads in an Istio: those of every mesh, some with real Envoys, some ambient.
+async def deploy(client: KubeClient, injection: Injection, estate: Estate, nodes: int) -> str:
+    """Sample workloads in an Istio; what they are, in words.
 
     Raises:
         ApiError: The cluster refuses an object.
         TimeoutError: They are not available in time.
     """
-    estate = estate_of(size, envoys=envoys, ambient=ambient)
     await workloads.deploy(client, estate, injection)
     text = f"{estate.meshed_pods(nodes)} meshed pods in {len(estate.namespaces)} namespaces"
+    note = (envoy.ANNOTATION, "true")
+    envoys = sum(workload.replicas for workload in estate.workloads if note in workload.annotations)
     return f"{text}, {envoys} of them with a real Envoy" if envoys else text
 
 
