@@ -288,6 +288,7 @@ class Istiod:
         key: Any = None,
         metadata: dict[str, str] | None = None,
         port: int = 15012,
+        client: tuple[bytes, bytes] | None = None,
     ) -> Answer:
         """One call as an agent makes it."""
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
@@ -300,23 +301,23 @@ class Istiod:
         text = csr.public_bytes(serialization.Encoding.PEM).decode()
         data = wire.CertificateRequest(text, seconds, metadata or {}).encode()
         bearer = await self.token() if token is None else token
-        async with self.channel(port) as channel:
+        metadata_sent = (("authorization", f"Bearer {bearer}"),) if bearer else ()
+        async with self.channel(port, client) as channel:
             try:
-                call = channel.unary_unary(wire.CREATE_CERTIFICATE)
-                raw = await call(data, timeout=5, metadata=(("authorization", f"Bearer {bearer}"),))
+                raw = await channel.unary_unary(wire.CREATE_CERTIFICATE)(data, timeout=5, metadata=metadata_sent)
             except grpc.aio.AioRpcError as error:
                 return Answer(error.code().name, error.details() or "")
         return Answer("OK", "", wire.CertificateResponse.decode(raw).cert_chain)
 
-    def channel(self, port: int = 15012) -> grpc.aio.Channel:
-        """A channel that trusts every root this test has ever put somewhere."""
+    def channel(self, port: int = 15012, client: tuple[bytes, bytes] | None = None) -> grpc.aio.Channel:
+        """A channel that trusts every root this test has ever put somewhere; `client` is (key, chain) to show."""
         options: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
         if port != 15012:
             return grpc.aio.insecure_channel(f"{self.ip}:{port}", options=options)
         made = [c["object"]["data"]["ca-cert.pem"] for c in self.changes if c["object"].get("kind") == "Secret"]
         texts = [*self.volume.roots, *(base64.b64decode(text).decode() for text in made)]
         options.append(("grpc.ssl_target_name_override", "istiod.istio-system.svc"))
-        credentials = grpc.ssl_channel_credentials("".join(texts).encode())
+        credentials = grpc.ssl_channel_credentials("".join(texts).encode(), *(client or (None, None)))
         return grpc.aio.secure_channel(f"{self.ip}:{port}", credentials, options=options)
 
     async def presented(self, port: int = 15012) -> list[x509.Certificate]:
@@ -598,4 +599,5 @@ def recorded_shape(wanted: JSON) -> JSON:
 
 
 def _general(value: x509.GeneralName) -> str:
-    return ":".join((type(value).__name__, str(value.value)))
+    text: Any = value.value
+    return f"{type(value).__name__}:{text}"

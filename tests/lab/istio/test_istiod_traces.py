@@ -239,6 +239,7 @@ def test_04_a_plugin_ca_starts_as_recorded_and_ignores_a_swap_by_default(tmp_pat
     lab.run(tmp_path, script)
 
 
+@pytest.mark.slow
 def test_05_a_hot_reload_takes_a_new_intermediate_and_drops_every_change_of_roots(tmp_path: Path) -> None:
     trace = lab.load("05-plugin-hot-reload")
     a, b = lab.root("A"), lab.root("B")

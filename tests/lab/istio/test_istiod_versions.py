@@ -307,6 +307,93 @@ def test_replicas_reload_each_in_its_own_time_and_a_dead_watcher_never(tmp_path:
     lab.run(tmp_path, script, "1.30.1")
 
 
+def test_another_replica_goes_on_distributing_when_the_leader_ends(tmp_path: Path) -> None:
+    a = lab.root("A")
+    a1 = lab.intermediate(a)
+
+    async def script(istiod: Istiod) -> None:
+        istiod.volume.swap(lab.cacerts(a1, a1.pem + a.pem, a.pem))
+        other = replace(istiod, lines=[], changes=[], pod="other")
+        istiod.start(env={"LAB_LEADER_SECONDS": "0.4"})
+        await istiod.ready()
+        await istiod.distributed(a.pem)
+        try:
+            other.start(env={"LAB_LEADER_SECONDS": "0.4"})
+            await other.ready()
+            await asyncio.sleep(0.3)
+            assert not any("starting namespace controller" in line for line in other.log())
+            await istiod.exit()
+            await istiod.client.create(
+                "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "late"}}
+            )
+            await istiod.until(lambda: _holds(istiod, "late", a.pem))
+            assert any("starting namespace controller" in line for line in other.log())
+        finally:
+            await other.exit()
+
+    lab.run(tmp_path, script, "1.30.1")
+
+
+def test_istiods_of_one_revision_with_different_roots_fight_over_the_webhooks_at_a_bounded_pace(tmp_path: Path) -> None:
+    a, b = lab.root("A"), lab.root("B")
+    a1, b1 = lab.intermediate(a), lab.intermediate(b)
+
+    async def script(istiod: Istiod) -> None:
+        other = replace(istiod, lines=[], changes=[], pod="other")
+        other.volume = lab.Volume(istiod.directory / "other-cacerts")
+        istiod.volume.swap(lab.cacerts(a1, a1.pem + a.pem, a.pem))
+        other.volume.swap(lab.cacerts(b1, b1.pem + b.pem, b.pem))
+        istiod.start()
+        await istiod.ready()
+        await istiod.distributed(a.pem)
+        try:
+            other.start()
+            await other.ready()
+            await asyncio.sleep(0.5)
+            written = [c["object"] for c in istiod.changes if c["object"].get("kind") == "MutatingWebhookConfiguration"]
+            bundles_seen = [item["webhooks"][0]["clientConfig"]["caBundle"] for item in written]
+            assert 3 <= len(written) <= 10  # five each, then one a minute each
+            assert len(set(bundles_seen)) == 2
+        finally:
+            await other.exit()
+
+    lab.run(tmp_path, script, "1.30.1")
+
+
+def test_client_certificates_are_checked_against_the_roots_of_the_start(tmp_path: Path) -> None:
+    a, b = lab.root("A"), lab.root("B")
+    a1, b1 = lab.intermediate(a), lab.intermediate(b)
+
+    async def ask(istiod: Istiod, answer: lab.Answer, key: Any) -> lab.Answer:
+        """With the leaf of an earlier answer and no token."""
+        pair = (lab.Authority(answer.leaf, key).key_pem.encode(), "".join(answer.chain[:-1]).encode())
+        return await istiod.create_certificate(token="", client=pair)
+
+    async def script(istiod: Istiod) -> None:
+        istiod.volume.swap(lab.cacerts(a1, a1.pem + a.pem, a.pem))
+        istiod.start(env=MULTI_ROOT)
+        await istiod.ready()
+        key = a1.key
+        by_a = await istiod.create_certificate(key=key)
+        again = await ask(istiod, by_a, key)
+        assert again.code == "OK"
+        names = again.leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://cluster.local/ns/app/sa/web"]
+        await istiod.swap(lab.cacerts(b1, b1.pem + b.pem, a.pem + b.pem), RELOADED)
+        by_b = await istiod.create_certificate(key=key)
+        assert by_b.signed_by == lab.identifier(b1)
+        assert (await ask(istiod, by_b, key)).code != "OK"  # B came after the start
+        await istiod.swap(lab.cacerts(b1, b1.pem + b.pem, b.pem), RELOADED)
+        assert (await ask(istiod, by_a, key)).code == "OK"  # and A is still believed
+        await istiod.exit()
+        istiod.start(env=MULTI_ROOT)
+        await istiod.ready()
+        assert (await ask(istiod, by_b, key)).code == "OK"
+        assert (await ask(istiod, by_a, key)).code != "OK"
+
+    lab.run(tmp_path, script, "1.30.1")
+
+
 def test_a_bundle_is_pushed_when_its_text_changes_and_only_with_multi_root(tmp_path: Path) -> None:
     a, b = lab.root("A"), lab.root("B")
     a1, a2 = lab.intermediate(a), lab.intermediate(a)

@@ -151,7 +151,11 @@ class Istiod:
             out.info(text if plugged else f"No plugged-in cert at {where}; self-signed cert is used")
         elif version >= (1, 23, 0):
             text = f"Use root cert from {files.shown}/{files.root}"
-            out.info(text if plugged else "Use roots from istio-ca-secret")
+            if not plugged and files.exists(files.key):
+                text = f"Use roots from {files.shown}/{files.root} and watch"
+            elif not plugged:
+                text = "Use roots from istio-ca-secret"
+            out.info(text)
         authority.announce(served)
         serving.load()
         if version < (1, 18, 0):

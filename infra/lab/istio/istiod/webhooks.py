@@ -26,6 +26,29 @@ VALIDATION_LAG = 2 / 60
 """Up to 1.19 the validating configuration follows two seconds after a new root: as a part of the 60 s poll."""
 
 
+FAST_WRITES = 5
+"""So many writes of one configuration come at once; more within a minute are one a minute. Two istiods with different
+roots would otherwise write against each other as fast as they can."""
+
+
+class _Pace:
+    """When a configuration may be written again; `minute` in seconds of the lab."""
+
+    def __init__(self, minute: float) -> None:
+        self._minute = minute
+        self._written: dict[Key, list[float]] = {}
+
+    def pause(self, key: Key) -> float:
+        """Seconds to wait before the next write, 0 for none."""
+        now = asyncio.get_running_loop().time()
+        recent = self._written[key] = [t for t in self._written.get(key, []) if now - t < self._minute]
+        return 0.0 if len(recent) < FAST_WRITES else recent[-1] + self._minute - now
+
+    def wrote(self, key: Key) -> None:
+        """A write has just been tried."""
+        self._written.setdefault(key, []).append(asyncio.get_running_loop().time())
+
+
 class WebhookPatcher:
     """Keeps both kinds as they should be; every replica does, without a leader."""
 
@@ -36,6 +59,8 @@ class WebhookPatcher:
         self._metrics = metrics
         self._out = out
         self._validates = False
+        minute = self._settings.poll.total_seconds()
+        self._mutating_pace, self._validating_pace = _Pace(minute), _Pace(minute)
         self._lag = 0.0
         if self._settings.rules.version < (1, 20, 0):
             self._lag = self._settings.poll.total_seconds() * VALIDATION_LAG
@@ -68,33 +93,39 @@ class WebhookPatcher:
         served = self._authority.served
         return None if served is None else base64.b64encode(served.roots).decode()
 
-    async def _mutating(self, informer: Informer, key: Key) -> None:
+    async def _mutating(self, informer: Informer, key: Key) -> float | None:
+        """Patch one; the seconds after which it is to be looked at again, if it may not be written now."""
         known, bundle = informer.get(*key), self._bundle()
         if known is None or bundle is None:
-            return
+            return None
         item = copy.deepcopy(known)
         mine = [hook for hook in item.get("webhooks") or [] if str(hook["name"]).endswith(INJECTOR)]
         if not mine:
-            return
+            return None
         for hook in mine:
             hook["clientConfig"]["caBundle"] = bundle
         old = self._settings.rules.version < (1, 15, 0)
         changed = item != known
+        if changed and (pause := self._mutating_pace.pause(key)):
+            return pause
         if changed or old:
             name = key[1] if self._settings.rules.version < (1, 20, 0) else INJECTOR
             self._metrics.count_webhook_patch(name)
         if not changed:
-            return
+            return None
+        self._mutating_pace.wrote(key)
         try:
             informer.observe(await self._client.replace(f"{MUTATING}/{key[1]}", item))
         except ApiError as error:
             self._out.error(f"patching webhook {key[1]} failed: {error.message}")
             raise
+        return None
 
-    async def _validating(self, informer: Informer, key: Key) -> None:
+    async def _validating(self, informer: Informer, key: Key) -> float | None:
+        """As `_mutating`; the failure policy becomes Fail too."""
         known, bundle = informer.get(*key), self._bundle()
         if known is None or bundle is None:
-            return
+            return None
         item = copy.deepcopy(known)
         name, scope = key[1], "validationController"
         if not self._validates:
@@ -105,7 +136,10 @@ class WebhookPatcher:
             hook["failurePolicy"] = "Fail"
         if item == known:
             self._tell_unchanged(name, known)
-            return
+            return None
+        if pause := self._validating_pace.pause(key):
+            return pause
+        self._validating_pace.wrote(key)
         written = await self._client.replace(f"{VALIDATING}/{name}", item)
         version = written["metadata"]["resourceVersion"]
         if self._settings.rules.version < (1, 20, 0):
@@ -113,6 +147,7 @@ class WebhookPatcher:
             self._out.info(f"Successfully updated validatingwebhookconfiguration {name} {text}", scope)
         else:
             self._out.info(f"successfully updated\tname={name} resource version={version}", scope)
+        return None
 
     def _tell_unchanged(self, name: str, item: JSON) -> None:
         """What needed no change is told up to 1.19 only; later it is a debug line."""
