@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from capstan.cluster.client import Cluster
     from capstan.cluster.values import Object
-    from capstan.systems.istio.key_vault import KeyVaultSource
+    from capstan.systems.istio.key_vault import Kept
     from capstan.systems.istio.layout import Layout
 
 POD_STATUSES: Final = Resource(
@@ -66,16 +66,16 @@ def detect(cluster: Cluster, layout: Layout) -> Delivery:
     return Delivery(_way(cluster, layout), _validator_interval(cluster, layout.namespace))
 
 
-def outstanding(cluster: Cluster, layout: Layout, source: KeyVaultSource, way: Way) -> tuple[str, ...]:
-    """Who does not have the vault's latest versions yet, each with what it has; empty if all do.
+def outstanding(cluster: Cluster, layout: Layout, kept: Kept, way: Way) -> tuple[str, ...]:
+    """Who does not have what the vault keeps yet, each with what it has; empty if all do.
 
     An unknown way leaves nothing to wait for here.
     """
     match way:
         case Way.CSI:
-            return _behind(cluster, layout, source.versions())
+            return _behind(cluster, layout, kept.versions)
         case Way.CACERTS:
-            return _secret_behind(cluster, layout.namespace, source)
+            return _secret_behind(cluster, layout.namespace, kept)
         case Way.UNKNOWN:
             return ()
 
@@ -108,7 +108,7 @@ def _behind(cluster: Cluster, layout: Layout, wanted: Mapping[str, str]) -> tupl
     return tuple(found)
 
 
-def _secret_behind(cluster: Cluster, namespace: str, source: KeyVaultSource) -> tuple[str, ...]:
+def _secret_behind(cluster: Cluster, namespace: str, kept: Kept) -> tuple[str, ...]:
     place = f"secret {namespace}/{CACERTS}"
     secret = cluster.find(SECRETS, CACERTS, namespace)
     if secret is None:
@@ -117,7 +117,7 @@ def _secret_behind(cluster: Cluster, namespace: str, source: KeyVaultSource) -> 
         held, key = forms.files_of(secret), forms.key_of(secret)
     except CapstanError as error:
         return (f"{place}: {error.what}",)
-    files, wanted_key = source.read(), source.read_issuer().key
+    files = kept.files
     different = [
         name
         for name, ours, theirs in (
@@ -127,7 +127,7 @@ def _secret_behind(cluster: Cluster, namespace: str, source: KeyVaultSource) -> 
         )
         if ours != theirs
     ]
-    if key != wanted_key:
+    if key != kept.key:
         different.append("ca-key.pem")
     return (f"{place}: another {', '.join(different)} than in the vault",) if different else ()
 

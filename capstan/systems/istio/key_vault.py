@@ -15,7 +15,7 @@ Source: AKS documentation, "Plug in CA certificates for the Istio-based service 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ from capstan.systems.istio.planning import planned
 from capstan.systems.istio.preflight import verify_files
 from capstan.systems.istio.source import CaFiles, Mode
 from capstan.systems.istio.texts import certificates_of
-from capstan.vaults.secret_texts import SecretTexts, require_fits
+from capstan.vaults.secret_texts import SecretText, SecretTexts, require_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,6 +57,19 @@ class ObjectNames:
     def all(self) -> tuple[str, str, str, str]:
         """In the order root, certificate, key, chain."""
         return self.root_cert, self.ca_cert, self.ca_key, self.cert_chain
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the vault keeps for an add-on.
+
+    Attributes:
+        versions: Latest version of each of the four secrets, by name.
+    """
+
+    files: CaFiles
+    versions: Mapping[str, str]
+    key: PrivateKey = field(repr=False)
 
 
 class KeyVaultSource:
@@ -93,17 +106,23 @@ class KeyVaultSource:
         return f"secrets {', '.join(self.names.all)} in {self.vault.url} (cluster {self._cluster_name})"
 
     def read(self) -> CaFiles:
-        """See `CaSource.read`."""
-        return self._read()[0]
+        """See `CaSource.read`; the key is not asked for, and its version is not among those told."""
+        names = self.names
+        return _files({name: self._latest(name) for name in names.all if name != names.ca_key}, names)
 
     def read_issuer(self) -> IssuerMaterial:
         """See `CaSource.read_issuer`."""
-        files, _, key = self._read()
-        return forms.material_of(files, self._key(key), self.where)
+        kept = self.kept()
+        return forms.material_of(kept.files, kept.key, self.where)
 
-    def versions(self) -> dict[str, str]:
-        """The latest version of each of the four secrets, by name: what every istiod's volume has to come to hold."""
-        return self._read()[1]
+    def kept(self) -> Kept:
+        """All four as they are now: what every istiod's volume has to come to hold.
+
+        Raises:
+            As `CaSource.read`. InvalidPem: The key cannot be read.
+        """
+        files, versions, key_text = self._read()
+        return Kept(files, versions, self._key(key_text))
 
     def ensure(self, *, root_cert: str | None = None, issuer: IssuerMaterial | None = None) -> tuple[Change, ...]:
         """See `CaSource.ensure`. One change per secret, in the order of writing.
@@ -192,24 +211,20 @@ class KeyVaultSource:
 
     def _read(self) -> tuple[CaFiles, dict[str, str], str]:
         """The public texts, the versions by name, and the key's text."""
-        found = {}
-        for name in self.names.all:
-            try:
-                found[name] = self.vault.latest(name)
-            except NotFound as error:
-                raise NotFound(
-                    "a secret of the add-on's CA is not in the vault", where=self.vault.where(name),
-                    observed=error.observed, expected="the four secrets that the add-on was enabled with",
-                    next_command=f"az keyvault secret list-deleted --id {self.vault.url} (az keyvault secret recover), "
-                    "or enable the plug-in CA first",
-                ) from error  # fmt: skip
+        found = {name: self._latest(name) for name in self.names.all}
         versions = {name: secret.version for name, secret in found.items()}
-        names = self.names
-        files = CaFiles(
-            found[names.root_cert].text, found[names.ca_cert].text, found[names.cert_chain].text,
-            ",".join(f"{name}@{version}" for name, version in sorted(versions.items())),
-        )  # fmt: skip
-        return files, versions, found[names.ca_key].text
+        return _files(found, self.names), versions, found[self.names.ca_key].text
+
+    def _latest(self, name: str) -> SecretText:
+        try:
+            return self.vault.latest(name)
+        except NotFound as error:
+            raise NotFound(
+                "a secret of the add-on's CA is not in the vault", where=self.vault.where(name),
+                observed=error.observed, expected="the four secrets that the add-on was enabled with",
+                next_command=f"az keyvault secret list-deleted --id {self.vault.url} (az keyvault secret recover), "
+                "or enable the plug-in CA first",
+            ) from error  # fmt: skip
 
     def _texts(self, plan: Planned, key_text: str) -> dict[str, str]:
         names, files = self.names, plan.files
@@ -239,6 +254,11 @@ class KeyVaultSource:
             return tuple(dict.fromkeys(each.fingerprint for each in certificates_of(text, self._place(name))))
         except CapstanError:
             return ()
+
+
+def _files(found: Mapping[str, SecretText], names: ObjectNames) -> CaFiles:
+    version = ",".join(f"{name}@{secret.version}" for name, secret in sorted(found.items()))
+    return CaFiles(found[names.root_cert].text, found[names.ca_cert].text, found[names.cert_chain].text, version)
 
 
 def open_key_vault(

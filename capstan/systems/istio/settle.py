@@ -25,7 +25,7 @@ from capstan.errors import GateRefused, GateTimedOut
 from capstan.systems.istio import delivery, preflight, versions
 from capstan.systems.istio.data_plane import outdated_ztunnels
 from capstan.systems.istio.key_vault import KeyVaultSource
-from capstan.systems.istio.layout import CITADEL_CONTAINER, ROOT_CERT_KEY, short
+from capstan.systems.istio.layout import CITADEL_CONTAINER, ROOT_CERT_KEY, read_layout, short
 from capstan.systems.istio.versions import CaChange, Taken, how_taken
 from capstan.trust.observation import Fingerprint, Owner
 
@@ -247,10 +247,11 @@ def _await_delivery(settling: _Settling, view: View) -> delivery.Delivery | None
     source, cluster = settling.source, settling.cluster
     if not isinstance(source, KeyVaultSource):
         return None
-    found = delivery.detect(cluster, view.layout)
-    owner = Owner("Deployment", view.layout.namespace, view.layout.revisions[0].deployment_name)
+    found, kept = delivery.detect(cluster, view.layout), source.kept()
+    namespace = view.layout.namespace
     behind = settling.wait(
-        owner, lambda: delivery.outstanding(cluster, settling.look().layout, source, found.way),
+        Owner("Deployment", namespace, view.layout.revisions[0].deployment_name),
+        lambda: delivery.outstanding(cluster, read_layout(cluster, namespace), kept, found.way),
         min(DELIVERY, settling.left / 2), "waiting for the secrets-store CSI driver",
     )  # fmt: skip
     if behind and found.way is delivery.Way.CACERTS:
