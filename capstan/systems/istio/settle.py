@@ -51,7 +51,7 @@ AFTER_RESTART: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Want:
+class Want:
     """What every istiod has to show."""
 
     roots: frozenset[Fingerprint] | None
@@ -70,7 +70,7 @@ class _Settling:
         cluster: Cluster,
         source: CaSource,
         look: Callable[[], View],
-        want: _Want,
+        want: Want,
         stamp: str,
         *,
         seconds: float,
@@ -159,7 +159,7 @@ def settle(
             given it. GateTimedOut: Somebody did not get there in time; names them.
     """
     settling = _Settling(
-        cluster, source, look, _Want(roots, issuer), stamp, seconds=seconds, on_progress=on_progress, now=now
+        cluster, source, look, Want(roots, issuer), stamp, seconds=seconds, on_progress=on_progress, now=now
     )
     _require_startable(settling)
     view = look()
@@ -183,7 +183,7 @@ def has_strangers(view: View) -> bool:
     return any(proxy.kind == "unknown" for proxy in view.proxies)
 
 
-def wrong_istiods(view: View, revision: str, want: _Want) -> tuple[str, ...]:
+def wrong_istiods(view: View, revision: str, want: Want) -> tuple[str, ...]:
     """Replicas of a revision that do not show what is wanted, each with the reason; unreadable ones count, those on
     their way out do not."""
     found = [istiod for istiod in view.istiods if istiod.revision == revision and not istiod.leaving]
