@@ -101,11 +101,11 @@ class Options:
         """What the proxies get of it."""
         return Settings(
             namespace=self.namespace,
-            version=self.version,
+            version=self.image_tag,
             revision=self.revision,
             hub=self.hub,
             trust_domain=self.trust_domain,
-            native=minor(self.version) >= NATIVE_SINCE,
+            native=minor(self.image_tag) >= NATIVE_SINCE,
             metadata=self.proxy_metadata,
             citadel=self.ca == CITADEL,
         )

@@ -111,6 +111,26 @@ def test_renewals_are_spread_by_one_per_cent_around_half() -> None:
     assert renewal_ratio(1.0, 0.5, random.Random(2)) <= 1.0
 
 
+def test_in_a_lab_the_first_renewals_are_spread_over_the_half_life(tmp_path: Path) -> None:
+    server = SigningServer(Ca.mint(), seconds=60)
+    target = container(tmp_path, env={"LAB_FIRST_RENEWAL": "random"})
+    mount(target, server.ca.roots_pem)
+    late = random.Random()
+    late.random = lambda: 0.999  # type: ignore[method-assign] - nearly due when it starts
+
+    async def script() -> None:
+        delivered: list[Material] = []
+        running = asyncio.create_task(Agent(target, WEB, server.resolve, delivered.append, rng=late).run())
+        async with server.running():
+            await until(lambda: len(delivered) == 2)
+            await asyncio.sleep(0.2)
+            assert len(delivered) == 2  # only the first one comes early
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(script())
+
+
 def test_a_pushed_bundle_is_united_with_the_answers_roots_and_brings_a_new_leaf_at_once(tmp_path: Path) -> None:
     ca, other = Ca.mint(), Ca.mint("Root CA 2")
     server = SigningServer(ca)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections import Counter
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from cryptography import x509
 
 from infra.lab import pki
 from infra.lab.istio import hierarchy, manifests
@@ -115,6 +117,10 @@ def test_a_root_rotation_in_three_phases_drops_no_handshake_between_light_proxie
         assert kinds == {"light": 9, "envoy": 1, "gateway": 1}
         assert failures(running.prober) == {}
         assert running.prober.counts.attempted > 500
+        clients, servers = zip(*running.prober.counts.pairs, strict=True)
+        gateway = "istio-system/istio-ingressgateway"
+        assert any(name.startswith(gateway) for name in clients)
+        assert not any(name.startswith(gateway) for name in servers)
         await _envoy_agrees(running)
 
     run(tmp_path, script, envoys=1)
@@ -194,6 +200,22 @@ def test_a_self_signed_istiod_serves_sidecars_of_an_older_version_a_gateway_and_
         assert failures(running.prober) == {}
 
     run(tmp_path, script, ca="self-signed", version="1.24.6", ambient=True, leaf_seconds=20)
+
+
+def test_before_istiod_sidecars_shake_hands_with_what_citadel_writes_into_secrets(tmp_path: Path) -> None:
+    async def script(running: Running) -> None:
+        secret = await running.lab.client.get("/api/v1/namespaces/shop/secrets/istio.storefront")
+        assert secret["type"] == "istio.io/key-and-cert"
+        written = x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["cert-chain.pem"]))
+        held = {p.material.leaf for p in running.mesh.proxies.values() if p.material and p.name.endswith("/storefront")}
+        assert held == {written}
+        (pilot,) = (p for p in running.mesh.proxies.values() if p.name.endswith("/istio-pilot-service-account"))
+        async with httpx.AsyncClient(trust_env=False) as client:
+            found = (await client.get(f"http://{pilot.container.ip}:15000/certs")).json()
+        assert found["certificates"][0]["cert_chain"][0]["path"] == "/etc/certs/cert-chain.pem"
+        assert failures(running.prober) == {}
+
+    run(tmp_path, script, ca="citadel", version="1.4.3", leaf_seconds=3600)
 
 
 AMBIENT = {f"spiffe://cluster.local/ns/ambient/sa/{account}" for account in ("telemetry", "collector")}
