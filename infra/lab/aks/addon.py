@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from azure.keyvault.secrets.aio import SecretClient
 
-from infra.lab.aks import crds, hierarchy, validator
-from infra.lab.aks.arm import ResourceManager
+from infra.lab.aks import azure, crds, hierarchy, validator
 from infra.lab.aks.arm.errors import not_supported
 from infra.lab.aks.arm.validation import MESH, SECRETS_PROVIDER, duration_seconds, mesh_enabled, plugin_of
+from infra.lab.aks.azure import CLUSTER_ID, FIELDS, REAL_POLL, SECRET_NAMES, TENANT, VAULT
 from infra.lab.aks.driver import Rotation, SecretsStoreDriver
 from infra.lab.aks.install import NAMESPACE, AksOptions, CaObjects, add_revision, install, provider_class
 from infra.lab.aks.provider import AzureProvider, Delays, ManagedIdentity
@@ -31,23 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from infra.lab.aks.arm import ResourceManager
     from infra.lab.client import KubeClient
     from infra.lab.kubelet.runtime import Programs
     from infra.lab.services import ServiceAddresses
 
 JSON = dict[str, Any]
-
-SUBSCRIPTION = "00000000-0000-0000-0000-00000000c0de"
-TENANT = "00000000-0000-0000-0000-000000000001"
-GROUP, CLUSTER, VAULT, LOCATION = "lab", "lab-aks", "capstan-lab", "westeurope"
-_GROUP_ID = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}"
-CLUSTER_ID = f"{_GROUP_ID}/providers/Microsoft.ContainerService/managedClusters/{CLUSTER}"
-VAULT_ID = f"{_GROUP_ID}/providers/Microsoft.KeyVault/vaults/{VAULT}"
-SECRET_NAMES = {file: file.removesuffix(".pem") for file in hierarchy.FILES}
-_FIELDS = dict(
-    zip(hierarchy.FILES, ("rootCertObjectName", "certObjectName", "keyObjectName", "certChainObjectName"), strict=True)
-)
-REAL_POLL = "2m"
 
 
 class Addon:
@@ -103,15 +92,9 @@ class Addon:
         self._driver = SecretsStoreDriver(client, self._provider, self.rotation)
         programs.drivers[crds.DRIVER] = self._driver
         validator.register(programs)
-        self.arm = ResourceManager(
-            self.directory,
-            SUBSCRIPTION,
-            self.vault.accepts,
-            self._apply,
-            vaults={VAULT: self.vault.url},
-            describe={"cluster_id": CLUSTER_ID, "key_vault_id": VAULT_ID, "environment": environment},
-        )
-        self.arm.clusters.add(GROUP, CLUSTER, self._body())
+        revisions = self.options.revisions if self.enabled else ()
+        body = azure.cluster_body(revisions, rotation=self.options.rotation)
+        self.arm = azure.resource_manager(self.directory, self.vault, self._apply, body)
         await self.arm.start()
         async with SecretClient(self.vault.url, identity, connection_verify=str(self.vault.ca_file)) as secrets:
             for file, text in self.ca.texts().items():
@@ -146,35 +129,6 @@ class Addon:
             "ca_delivery": self.options.ca_delivery,
         }
 
-    def _body(self) -> JSON:
-        """The managed cluster as whoever made it has put it."""
-        properties: JSON = {
-            "kubernetesVersion": "1.34.4",
-            "dnsPrefix": CLUSTER,
-            "agentPoolProfiles": [{"name": "nodepool1", "count": 3, "mode": "System", "vmSize": "Standard_D4s_v5"}],
-            "addonProfiles": {
-                SECRETS_PROVIDER: {
-                    "enabled": True,
-                    "config": {
-                        "enableSecretRotation": str(self.options.rotation).lower(),
-                        "rotationPollInterval": REAL_POLL,
-                    },
-                }
-            },
-            "oidcIssuerProfile": {"enabled": True},
-        }
-        if self.enabled:
-            plugin = {"keyVaultId": VAULT_ID, **{_FIELDS[file]: name for file, name in SECRET_NAMES.items()}}
-            istio = {"revisions": list(self.options.revisions), "certificateAuthority": {"plugin": plugin}}
-            properties["serviceMeshProfile"] = {"mode": "Istio", "istio": istio}
-        return {
-            "location": LOCATION,
-            "identity": {"type": "SystemAssigned"},
-            "sku": {"name": "Base", "tier": "Standard"},
-            "tags": {},
-            "properties": properties,
-        }
-
     def _ca_objects(self, names: Mapping[str, str]) -> CaObjects:
         return CaObjects(VAULT, TENANT, names)
 
@@ -191,7 +145,7 @@ class Addon:
         plugin = plugin_of(new)
         if plugin is None:
             raise not_supported("This lab's add-on has a plug-in certificate authority.", MESH)
-        names = {file: plugin[field] for file, field in _FIELDS.items()}
+        names = {file: plugin[field] for file, field in FIELDS.items()}
         asked = tuple((new["serviceMeshProfile"].get("istio") or {}).get("revisions") or self.options.revisions)
         if old is None or not mesh_enabled(old):
             self.options = dataclasses.replace(self.options, revisions=asked)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from azure.keyvault.secrets.aio import SecretClient
 
 from infra.lab.aks import hierarchy
-from infra.lab.aks.addon import SECRET_NAMES
+from infra.lab.aks.azure import SECRET_NAMES
 from infra.lab.aks.install import NAMESPACE
 from infra.lab.aks.provider import ManagedIdentity
 from infra.lab.procedures import judged

@@ -4,7 +4,8 @@ This is what comes of running the Makefile of istio/istio's tools/certs twice wi
 `O=Istio,CN=Root CA`. Trust both, switch the intermediate, trust the new one alone: each phase is right, and still a
 verifier that has both roots takes the first that bears the name, and finds the signature wrong.
 
-For a lab of `--system istio --ca plugin --no-ski --multiroot`.
+For a lab of `--system istio --ca plugin --no-ski --multiroot`. With --key-identifiers the new certificates carry SKI
+and AKI; on a lab without --no-ski that is the counter-check: nothing is dropped, though the names are the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ async def run(script: Script) -> None:
     held = {file: base64.b64decode(secret["data"][file]).decode() for file in hierarchy.FILES}
     old_root = x509.load_pem_x509_certificate(held[hierarchy.ROOT_CERT].encode())
     (name,) = old_root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    new = hierarchy.mint("B", now=datetime.now(UTC), identifiers=False, root_name=str(name.value))
+    identifiers: bool = script.arguments.key_identifiers
+    new = hierarchy.mint("B", now=datetime.now(UTC), identifiers=identifiers, root_name=str(name.value))
     both = held[hierarchy.ROOT_CERT] + new.root.certificate_pem
     await phase(script, "trust both roots", {**held, hierarchy.ROOT_CERT: both})
     await script.wait_a_leaf_life()
@@ -53,4 +55,6 @@ async def phase(script: Script, what: str, texts: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(judged.main("same-dn-roots", run, judged.parser(__doc__ or "").parse_args()))
+    parser = judged.parser(__doc__ or "")
+    parser.add_argument("--key-identifiers", action="store_true", help="SKI and AKI in the new certificates")
+    sys.exit(judged.main("same-dn-roots", run, parser.parse_args()))

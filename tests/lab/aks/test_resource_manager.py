@@ -282,6 +282,26 @@ def test_a_key_vaults_resource_says_where_the_vault_is(endpoint: Endpoint) -> No
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "ResourceNotFound")
 
 
+def test_who_may_read_a_vaults_secrets_is_told_for_all_or_for_one(endpoint: Endpoint) -> None:
+    ours, other = "00000000-0000-0000-0000-0000000000aa", "00000000-0000-0000-0000-0000000000bb"
+    endpoint.arm.grants[:] = [("example-vault", ours), ("example-vault", other), ("elsewhere", ours)]
+    path = f"{VAULT_ID}/providers/Microsoft.Authorization/roleAssignments"
+
+    def holders(query: str) -> list[str]:
+        answer = ask(endpoint, path, f"api-version=2022-04-01{query}")
+        assert all(
+            item["properties"]["roleDefinitionId"].endswith("/4633458b-17de-408a-b874-0445c86b69e6")
+            for item in answer.json()["value"]
+        )
+        return [item["properties"]["principalId"] for item in answer.json()["value"]]
+
+    assert holders("") == [ours, other]
+    assert holders(f"&$filter=assignedTo('{ours}')") == [ours]
+    assert holders("&$filter=assignedTo('00000000-0000-0000-0000-0000000000cc')") == []
+    refused = ask(endpoint, path, "api-version=2022-04-01&$filter=nonsense")
+    assert refused.json()["error"]["code"] == "UnsupportedQuery"
+
+
 @pytest.mark.parametrize(
     ("path", "query", "code"),
     [

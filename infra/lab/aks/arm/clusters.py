@@ -165,7 +165,7 @@ class Clusters:
         properties.setdefault("powerState", {"code": "Running"})
         for addon, profile in (properties.get("addonProfiles") or {}).items():
             if profile.get("enabled"):
-                profile["identity"] = self._identity(cluster, addon)
+                profile["identity"] = self.identity(cluster, addon)
         return found
 
     async def stop(self) -> None:
@@ -212,7 +212,7 @@ class Clusters:
         if exists:
             raise ArmError(412, "PreconditionFailed", "The resource exists, and if-none-match forbids that.")
 
-    def _identity(self, cluster: Cluster, addon: str) -> JSON:
+    def identity(self, cluster: Cluster, addon: str) -> JSON:
         """The add-on's user-assigned identity, made by the service: the same one every time."""
         name = f"{addon.lower()}-{cluster.name}"
         seed = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.subscription}/{cluster.group}/{name}".lower())

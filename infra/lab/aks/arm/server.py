@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 JSON = dict[str, Any]
 
 RETRY_SECONDS = 1
+KEY_VAULT_SECRETS_USER = "4633458b-17de-408a-b874-0445c86b69e6"
 _API_VERSION = re.compile(r"20\d\d-\d\d-\d\d(-preview)?")
 _CLUSTER = re.compile(
     r"/subscriptions/(?P<subscription>[^/]+)/resourcegroups/(?P<group>[^/]+)/providers/microsoft\.containerservice"
@@ -45,6 +46,8 @@ _VAULT = re.compile(
     r"/(?P<name>[^/]+)",
     re.IGNORECASE,
 )
+_ASSIGNMENTS = re.compile(_VAULT.pattern + r"/providers/microsoft\.authorization/roleassignments", re.IGNORECASE)
+_ASSIGNED_TO = re.compile(r"(?:assignedTo\('|principalId eq ')([0-9a-fA-F-]{36})'\)?")
 
 
 class ResourceManager:
@@ -58,6 +61,11 @@ class ResourceManager:
         apply: Carries out what a cluster's new body asks for.
         vaults: Key Vault name -> its URL, for a GET of the vault's resource.
         describe: More for `arm.json`.
+
+    Attributes:
+        clusters: The subscription's managed clusters.
+        grants: (Key Vault name, object id) of identities with the role Key Vault Secrets User. They are told of; the
+            lab's vault lets everybody in who has a token.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class ResourceManager:
         host: str = "127.0.0.1",
     ) -> None:
         self.clusters = Clusters(subscription, apply)
+        self.grants: list[tuple[str, str]] = []
         self.url = ""
         self._directory = directory
         self._accepts = accepts
@@ -86,6 +95,8 @@ class ResourceManager:
         port = await self._server.start(port, certificate, key)
         self.url = f"https://{self._host}:{port}"
         content = {"url": self.url, "ca": str(ca), "subscription": self.clusters.subscription, **self._describe}
+        if "environment" in content:  # what Capstan needs besides, to find this Resource Manager
+            content["environment"] = {**content["environment"], "CAPSTAN_ARM_URL": self.url}
         temporary = self._directory / ".arm.json"
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(content, indent=1) + "\n")
@@ -113,7 +124,7 @@ class ResourceManager:
         try:
             self._authenticate(headers, extra)
             self._check_version(query)
-            status, answer = self._answer(scope["method"], scope["path"], headers, body, extra)
+            status, answer = self._answer(scope["method"], scope["path"], query, headers, body, extra)
         except ArmError as error:
             status, answer = error.status, {"error": {"code": error.code, "message": error.message}}
             if error.target:
@@ -142,7 +153,13 @@ class ResourceManager:
             raise ArmError(400, "InvalidApiVersionParameter", f"The api-version '{version}' is invalid.")
 
     def _answer(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, extra: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: bytes,
+        extra: dict[str, str],
     ) -> tuple[int, JSON]:
         for pattern, handler in (
             (_OPERATION, self._operation),
@@ -152,6 +169,9 @@ class ResourceManager:
             if match := pattern.fullmatch(path):
                 self._check(match["subscription"], method, "GET")
                 return 200, handler(match)
+        if match := _ASSIGNMENTS.fullmatch(path):
+            self._check(match["subscription"], method, "GET")
+            return 200, self._assignments(match, query.get("$filter", ""))
         if not (match := _CLUSTER.fullmatch(path)):
             raise ArmError(404, "InvalidResourceType", f"No resource of this lab has the path {path}.")
         if match["name"] is None:
@@ -205,6 +225,30 @@ class ResourceManager:
             "type": "Microsoft.KeyVault/vaults",
             "properties": {"vaultUri": f"{url}/", "enableSoftDelete": True, "enableRbacAuthorization": True},
         }
+
+    def _assignments(self, match: re.Match[str], condition: str) -> JSON:
+        """The role assignments at a vault's scope, all or those of one principal."""
+        principal = ""
+        if condition:
+            if not (wanted := _ASSIGNED_TO.fullmatch(condition)):
+                raise ArmError(400, "UnsupportedQuery", f"The filter '{condition}' is not supported.")
+            principal = wanted[1].lower()
+        scope = match.string.partition("/providers/Microsoft.Authorization")[0]
+        definitions = f"/subscriptions/{match['subscription']}/providers/Microsoft.Authorization/roleDefinitions"
+        found: list[JSON] = []
+        for vault, holder in self.grants:
+            if vault.lower() == match["name"].lower() and principal in ("", holder.lower()):
+                name = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{scope}/{holder}"))
+                properties = {
+                    "roleDefinitionId": f"{definitions}/{KEY_VAULT_SECRETS_USER}",
+                    "principalId": holder,
+                    "principalType": "ServicePrincipal",
+                    "scope": scope,
+                }
+                kind = "Microsoft.Authorization/roleAssignments"
+                where = f"{scope}/providers/{kind}/{name}"
+                found.append({"id": where, "name": name, "type": kind, "properties": properties})
+        return {"value": found}
 
     def _check(self, subscription: str, method: str, *allowed: str) -> None:
         if subscription.lower() != self.clusters.subscription.lower():
