@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,7 +11,8 @@ from rich.text import Text
 
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, stdout
-from capstan.systems.base import CheckResult, Severity, Status
+from capstan.errors import InvalidInput
+from capstan.systems.base import RECENT, CheckResult, Severity, Status
 from capstan.systems.opening import open_systems
 
 _MARKS = {
@@ -26,18 +27,31 @@ def check(
     options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
     *,
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
+    since: timedelta = RECENT,
 ) -> int:
     """Check the trust domain on evidence read from every live proxy; exit 1 if a check fails.
+
+    Warnings do not change the exit code. Where `linkerd check` would come to another verdict, the output says so.
 
     Parameters
     ----------
     output
         table, json, yaml, or short (only what is not ok).
+    since
+        How far back Events and crashes count: 30m, 24h. What is live is judged as it is now.
     """
+    if since <= timedelta(0):
+        raise InvalidInput(
+            "nothing can be looked back on",
+            where="--since",
+            observed=str(since),
+            expected="a duration above zero, such as 30m or 24h",
+            next_command="capstan check --since 24h",
+        )
     domain = options.resolve()
     clusters, systems = open_systems(domain)
     try:
-        results = {name: system.checks(now=datetime.now(UTC)) for name, system in systems.items()}
+        results = {name: system.checks(now=datetime.now(UTC), since=since) for name, system in systems.items()}
     finally:
         for cluster in clusters.values():
             cluster.close()
@@ -102,10 +116,10 @@ def _print_cluster(name: str, found: tuple[CheckResult, ...], *, short: bool) ->
             flush()
             category = result.category
         text = Text(result.description)
-        if result.status is not Status.OK:
-            if result.message:
-                text.append(f"\n{result.message}", style="dim" if result.status is Status.SKIPPED else "")
-            if result.status is not Status.SKIPPED:
-                text.append(f"\nsee {result.hint} for hints", style="dim")
+        quiet = result.status in (Status.OK, Status.SKIPPED)
+        if result.message:
+            text.append(f"\n{result.message}", style="dim" if quiet else "")
+        if not quiet:
+            text.append(f"\nsee {result.hint} for hints", style="dim")
         rows.append((_MARKS[result.status], text))
     flush()

@@ -8,10 +8,10 @@ reports an Observation, and `capstan.trust` decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from capstan.cluster.parallel import map_bounded
 from capstan.trust.observation import Fingerprint, Observation
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from capstan.pki.keys import PrivateKey
     from capstan.pki.mint import Minted
     from capstan.trust.observation import ClusterObservation
+
+RECENT: Final = timedelta(hours=1)
+"""How far back checks look, unless told: the API server keeps an Event for an hour by default (--event-ttl)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +272,13 @@ class TrustSystem(Protocol):
             wanted: Ask only these peers, by name; all if empty.
         """
 
-    def checks(self, *, now: datetime) -> tuple[CheckResult, ...]:
-        """What `capstan check` says about this cluster."""
+    def checks(self, *, now: datetime, since: timedelta = RECENT) -> tuple[CheckResult, ...]:
+        """What `capstan check` says about this cluster.
+
+        Args:
+            now: The moment to judge for, aware UTC.
+            since: How far back Events and crashes count, where a check looks at any.
+        """
 
 
 def observe_domain(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from capstan.cluster.peer_tls import ClientCertificate
 from capstan.config import System
 from capstan.errors import InvalidInput
+from capstan.systems.base import RECENT
 from capstan.systems.istio import changing, data_plane, probe, settle
 from capstan.systems.istio import checks as checking
 from capstan.systems.istio.layout import read_layout
@@ -16,6 +17,7 @@ from capstan.systems.istio.opening import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+    from datetime import timedelta
 
     from capstan.cluster.client import Cluster
     from capstan.cluster.restart import RestartReport, Step
@@ -181,9 +183,20 @@ class Istio:
             limit=limit, wanted=wanted, concurrency=self._concurrency, timeout=self._timeout,
         )  # fmt: skip
 
-    def checks(self, *, now: datetime) -> tuple[CheckResult, ...]:
+    def checks(
+        self,
+        *,
+        now: datetime,
+        since: timedelta = RECENT,  # noqa: ARG002  # no check of Istio looks back
+    ) -> tuple[CheckResult, ...]:
         """What `capstan check` says about this cluster."""
-        return checking.checks(self.cluster, self.view(), now=now)
+        found = checking.checks(self.cluster, self.view(), now=now)
+        if self.plugin_ca is None:
+            return found
+        # Imported here: upstream Istio needs no Azure.
+        from capstan.systems.aks.checks import checks as of_managed_cluster
+
+        return (*found, *of_managed_cluster(self.plugin_ca.cluster_id))
 
     def _control_plane(self) -> View:
         """A fresh look at istiods and declared places alone."""

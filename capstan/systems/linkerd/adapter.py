@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from capstan.cluster.peer_tls import ClientCertificate
 from capstan.errors import InvalidInput
+from capstan.systems.base import RECENT
 from capstan.systems.linkerd import anchors, control_plane, data_plane, issuer, probe
 from capstan.systems.linkerd import checks as checking
 from capstan.systems.linkerd.observe import CONCURRENCY, PEER_TIMEOUT, View, observe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+    from datetime import timedelta
 
     from capstan.cluster.client import Cluster
     from capstan.cluster.restart import RestartReport, Step
@@ -150,6 +152,6 @@ class Linkerd:
             limit=limit, wanted=wanted, concurrency=self._concurrency, timeout=self._timeout,
         )  # fmt: skip
 
-    def checks(self, *, now: datetime) -> tuple[CheckResult, ...]:
+    def checks(self, *, now: datetime, since: timedelta = RECENT) -> tuple[CheckResult, ...]:
         """What `capstan check` says about this cluster."""
-        return checking.checks(self.cluster, self.view(), now=now)
+        return checking.checks(self.cluster, self.view(), now=now, since=since)

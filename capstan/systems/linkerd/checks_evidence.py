@@ -1,7 +1,7 @@
 """What the checks of one Linkerd are judged on, read once; judging (`checks_*`) does no I/O.
 
-Beside the view (declared roots, every proxy's roots and leaf) that is: the texts that Linkerd's own check compares, pods
-that have ended too, what the API server needs to call Linkerd's webhooks and what they really serve, each identity's
+Beside the view (declared roots, every proxy's roots and leaf) that is: the texts that Linkerd's own check compares, ended
+pods too, what the API server needs to call Linkerd's webhooks and what they really serve, each identity's
 own word about its issuer, the nodes' clocks, and Events.
 """
 
@@ -17,8 +17,8 @@ from capstan.cluster.parallel import map_bounded
 from capstan.cluster.portforward import http_get
 from capstan.cluster.resources import CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS, SECRETS
 from capstan.errors import CapstanError, Retryable
+from capstan.systems.base import RECENT
 from capstan.systems.linkerd.checks_hooks import HOOKS, VIZ_HOOKS, HookReading, read_hook
-from capstan.systems.linkerd.checks_report import RECENT
 from capstan.systems.linkerd.layout import (
     ANCHORS,
     COMPONENT_LABEL,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cluster.peer_tls import tls_peer
@@ -117,7 +117,7 @@ class HookReading:
     hook: Hook
     namespace: str
     installed: bool = True
-    anchors: Bundle = Bundle()
+    anchors: Bundle = field(default_factory=Bundle)
     chain: tuple[Certificate, ...] = ()
     renewed: bool = False
     served: tuple[Served, ...] = ()
@@ -130,9 +130,7 @@ class HookReading:
         return f"{self.hook.service}.{self.namespace}.svc"
 
 
-def read_hook(
-    cluster: Cluster, hook: Hook, namespace: str, pods: Iterable[Object], *, timeout: float
-) -> HookReading:
+def read_hook(cluster: Cluster, hook: Hook, namespace: str, pods: Iterable[Object], *, timeout: float) -> HookReading:
     """Read one server. What cannot be read is a problem, no exception."""
     problems: list[str] = []
     configuration = _find(cluster, hook.resource, hook.configuration, "", problems)

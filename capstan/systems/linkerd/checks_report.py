@@ -41,9 +41,6 @@ TRUST: Final = "capstan-trust"
 SOON: Final = timedelta(days=60)
 """Linkerd's bound for "expires soon" (pkg/issuercerts)."""
 
-RECENT: Final = timedelta(hours=1)
-"""How far back Events and restarts count, unless told; the API server keeps an Event for an hour by default."""
-
 SHOWN: Final = 20
 
 
