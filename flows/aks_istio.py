@@ -10,18 +10,25 @@ refuse them. Here the phase {A+B, signed by B} stands between (docs/aks.md; `cap
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
+
 from prefect import flow
 
 from capstan.config import TrustDomain
-from capstan.errors import ApprovalRejected
+from capstan.errors import ApprovalRejected, GateRefused
 from capstan.rotation import Outcome, Rotation
+from capstan.rotation.enabling import ID, Enabled
+from capstan.rotation.material import Target
 from capstan.rotation.turning import REJECTED
 from capstan.trust.phase import Phase
+from capstan.vaults.base import Vault
+from capstan.vaults.opening import open_vault
 from flows.approval import approved
 from flows.claims import cancel_waiting_run
-from flows.offline import mint_or_have_signed
+from flows.offline import Wanted, have_signed, mint_or_have_signed
 from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
-from flows.running import running
+from flows.running import running, running_without_rotation
 from flows.waiting import await_convergence, await_gate, await_window
 from tasks import steps
 
@@ -102,6 +109,40 @@ def rotate_intermediate(
 
 
 @flow(
+    name="aks-istio-enable",
+    flow_run_name="{domain.name}: enable plug-in CA",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def enable_plugin_ca(domain: TrustDomain, key_vault_id: str = "", revision: str = "") -> Enabled:
+    """Enable the add-on with a plug-in CA of its own, on clusters that do not have the add-on yet.
+
+    Whoever launches it has decided it: there is no mesh yet whose traffic could be harmed, and on a running mesh with a
+    self-signed root it refuses (Azure would have to disable the add-on first, which deletes the mesh).
+
+    Args:
+        domain: The trust domain: its clusters, each with `plugin_ca.cluster_id`, and the names of four secrets.
+        key_vault_id: ARM id of the Key Vault; may be left out where every cluster's profile names it.
+        revision: Revision of the add-on, such as `asm-1-30`; default: Azure's choice.
+    """
+    with running_without_rotation(domain):
+        now, vault = utc_now, open_vault(domain.vault_url())
+        access = steps.enable_guard(domain, key_vault_id)  # (+) before anything is made
+        target = signed_or_minted(domain, vault)  # "generate root and intermediate": (+) once, in a vault
+        revisions = {}
+        for cluster in domain.clusters:
+            # "Create secrets in Azure Key Vault": (+) checked first by the rules that istiod reads them with.
+            steps.enable_upload(domain, cluster, key_vault_id, vault, target, now)
+        for cluster in domain.clusters:
+            # "Enable the secrets provider", (+) with rotation of secrets, and "enable the add-on": one request.
+            revisions[cluster.name] = steps.enable_add_on(domain, cluster, key_vault_id, revision)
+        steps.enable_await_signing(domain, target, now, time.sleep)  # (+) each istiod is asked for a leaf
+        issuers = {name: issuer.fingerprint for name, issuer in target.issuers.items()}
+        return Enabled(target.root.fingerprint, issuers, revisions, access)
+
+
+@flow(
     name="aks-istio-roll-back",
     flow_run_name="{domain.name}: roll back",
     retries=0,
@@ -124,6 +165,35 @@ def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool 
     with running(domain, found.rotation_id, take_over=take_over) as opened:
         roll_back_when_approved(opened)
         return opened.outcome()
+
+
+def signed_or_minted(domain: TrustDomain, vault: Vault) -> Target:
+    """The root and the intermediates of an add-on that is to be enabled."""
+    if not domain.policy.offline_root:
+        return steps.enable_mint(domain, vault, utc_now())
+    target = steps.enable_recall_signed(domain, vault)
+    if target is None:
+        asked = steps.enable_request_signing(domain, vault)
+        have_signed(
+            Wanted(
+                domain, ID, 1, "run the same command again", asked, utc_now() + domain.policy.approval_timeout,
+                lambda text, where: steps.enable_accept_signed(domain, vault, asked, text, where, utc_now()),
+                utc_now, time.sleep,
+            )
+        )  # fmt: skip
+        target = steps.enable_recall_signed(domain, vault)
+    if target is None:
+        raise GateRefused(
+            "the signed intermediates cannot be read back from the vault", where=vault.url,
+            observed="no complete set of entries", expected="the entries that were just written",
+            next_command="run the same command again",
+        )  # fmt: skip
+    return target
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
 
 
 def prepare(rotation: Rotation) -> None:

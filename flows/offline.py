@@ -7,7 +7,8 @@ key is on a machine that neither the cluster, the vault nor Prefect can see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Final
 from prefect.client.orchestration import get_client
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from capstan.config import TrustDomain
 from capstan.errors import ApprovalRequired, InvalidInput, VerificationFailed
 from capstan.progress import watcher
 from capstan.rotation import Rotation
@@ -41,6 +43,30 @@ class Signed(BaseModel):
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A signed chain that is waited for.
+
+    Attributes:
+        id: Of the rotation.
+        turn: Of the rotation.
+        command: What runs this again.
+        asked: The requests to be answered.
+        until: When nobody waits any more, aware UTC.
+        accept: Takes the text and where it came from; raises InvalidInput or VerificationFailed if it is of no use.
+    """
+
+    domain: TrustDomain
+    id: str
+    turn: int
+    command: str
+    asked: Sequence[Asked]
+    until: datetime
+    accept: Callable[[str, str], None]
+    now: Callable[[], datetime]
+    sleep: Callable[[float], None]
+
+
 def mint_or_have_signed(rotation: Rotation) -> None:
     """Return when the rotation has its new issuers, and its new root.
 
@@ -55,13 +81,27 @@ def mint_or_have_signed(rotation: Rotation) -> None:
     if steps.recall_signed(rotation):
         return
     asked = steps.request_signing(rotation)
-    publish_requests(rotation, asked)
     until = rotation.keep_until(GATE, rotation.domain.policy.approval_timeout)
-    if deployed():
-        _by_form(rotation, asked, until)
-    else:
-        _by_file(rotation, asked, until)
+    have_signed(
+        Wanted(
+            rotation.domain, rotation.id, rotation.turn, rotation.command, asked, until,
+            lambda text, where: steps.accept_signed(rotation, asked, text, where), rotation.now, rotation.sleep,
+        )
+    )  # fmt: skip
     rotation.drop_deadlines(GATE)
+
+
+def have_signed(wanted: Wanted) -> None:
+    """Return when a signed chain was brought and accepted.
+
+    Raises:
+        As `mint_or_have_signed`.
+    """
+    publish_requests(wanted)
+    if deployed():
+        _by_form(wanted)
+    else:
+        _by_file(wanted)
 
 
 def request_page(rotation: str, asked: Sequence[Asked]) -> str:
@@ -86,37 +126,38 @@ def request_page(rotation: str, asked: Sequence[Asked]) -> str:
     return "\n".join(lines)
 
 
-def publish_requests(rotation: Rotation, asked: Sequence[Asked]) -> None:
+def publish_requests(wanted: Wanted) -> None:
     """Show the requests among the run's artifacts; never raises."""
     to = publisher()
     if to is None:
         return
-    page, name = request_page(rotation.id, asked), key(rotation.domain.name, "signing-requests")
+    page, name, number = request_page(wanted.id, wanted.asked), key(wanted.domain.name, GATE), len(wanted.asked)
 
     def send(sender: Sender) -> None:
-        sender.artifact(name, "markdown", page, f"**{len(asked)} signature(s)** wanted for rotation {rotation.id}")
+        sender.artifact(name, "markdown", page, f"**{number} signature(s)** wanted for rotation {wanted.id}")
 
-    to.put("signing-requests", send)
+    to.put(GATE, send)
 
 
-def _by_form(rotation: Rotation, asked: Sequence[Asked], until: datetime) -> None:
+def _by_form(wanted: Wanted) -> None:
     """Ask until a chain is brought that verifies; each answer that does not is told in the next form."""
     run, problem, number = durable.flow_run_id(), "", 0
     with get_client(sync_client=True) as client:
         while True:
+            told = _told(wanted, problem)
             answer = answered_or_suspend(
                 client, run,
-                key=f"{GATE}-{rotation.id}-{rotation.turn}-{number}",
-                until=until,
-                message=f"waits for {len(asked)} signature(s) of the offline root",
-                form=_form(rotation, asked, problem),
-                description=_told(rotation, asked, problem),
+                key=f"{GATE}-{wanted.id}-{wanted.turn}-{number}",
+                until=wanted.until,
+                message=f"waits for {len(wanted.asked)} signature(s) of the offline root",
+                form=form(told),
+                description=told,
             )  # fmt: skip
             number += 1
             if answer is None:
                 continue
             try:
-                steps.accept_signed(rotation, asked, _chain_of(answer), "the form's signed chain")
+                wanted.accept(chain_of(answer), "the form's signed chain")
             except (InvalidInput, VerificationFailed) as error:
                 problem = str(error)
                 watcher().note(problem)
@@ -124,9 +165,9 @@ def _by_form(rotation: Rotation, asked: Sequence[Asked], until: datetime) -> Non
                 return
 
 
-def _form(rotation: Rotation, asked: Sequence[Asked], problem: str) -> type[Signed]:
-    """The form with the requests in its first field's description, where Prefect's dialog lets them be scrolled."""
-    shown = _told(rotation, asked, problem).replace("\n", "\r")
+def form(told: str) -> type[Signed]:
+    """The form with what is wanted in its field's description, where Prefect's dialog lets it be scrolled."""
+    shown = told.replace("\n", "\r")  # as `flows.suspending` says
     field: Any = (
         Annotated[str, Field(title="Signed chain (PEM)", min_length=1, max_length=LARGEST, description=shown)],
         ...,
@@ -134,13 +175,17 @@ def _form(rotation: Rotation, asked: Sequence[Asked], problem: str) -> type[Sign
     return create_model("SignedChain", __base__=Signed, chain=field)
 
 
-def _told(rotation: Rotation, asked: Sequence[Asked], problem: str) -> str:
+def _told(wanted: Wanted, problem: str) -> str:
     refused = f"**The last answer could not be used:**\n\n```\n{problem}\n```\n\n" if problem else ""
-    return refused + request_page(rotation.id, asked)
+    return refused + request_page(wanted.id, wanted.asked)
 
 
-def _chain_of(answer: Any) -> str:
-    """The chain, checked again: the server checked it against the form; whoever writes to its database does not."""
+def chain_of(answer: Any) -> str:
+    """The chain, checked again: the server checked it against the form; whoever writes to its database does not.
+
+    Raises:
+        InvalidInput: It does not fit the form.
+    """
     try:
         return Signed.model_validate(answer).chain
     except ValidationError as error:
@@ -150,29 +195,28 @@ def _chain_of(answer: Any) -> str:
         ) from None  # fmt: skip
 
 
-def _by_file(rotation: Rotation, asked: Sequence[Asked], until: datetime) -> None:
+def _by_file(wanted: Wanted) -> None:
     """Wait for the file, and until it has stopped growing."""
-    path = chain_path(rotation.domain, rotation.id)
-    watcher().note(f"bring the signed chain to {path} (until {until:%Y-%m-%d %H:%M} UTC)")
-    for each in asked:
+    path = chain_path(wanted.domain, wanted.id)
+    watcher().note(f"bring the signed chain to {path} (until {wanted.until:%Y-%m-%d %H:%M} UTC)")
+    for each in wanted.asked:
         watcher().note(f"capstan sign --request {each.path} --root-cert ROOT.pem --root-key ROOT.key --out {path}")
         for line in each.request.pem().splitlines():
             watcher().note(line)
-    watcher().count(0, len(asked), [f"signature for cluster {each.cluster}" for each in asked])
+    watcher().count(0, len(wanted.asked), [f"signature for cluster {each.cluster}" for each in wanted.asked])
     before: int | None = None
     while (size := _size(path)) is None or size == 0 or size != before:
-        if rotation.now() >= until:
-            rotation.drop_deadlines(GATE)
+        if wanted.now() >= wanted.until:
             raise ApprovalRequired(
                 "nobody brought the signed chain in time", where=str(path),
-                observed=f"no such file by {until:%F %T}Z", expected="the chain signed by the offline root",
-                next_command=f"sign {', '.join(str(each.path) for each in asked)} with `capstan sign`, "
-                f"then go on: {rotation.command} --signed-chain FILE",
+                observed=f"no such file by {wanted.until:%F %T}Z", expected="the chain signed by the offline root",
+                next_command=f"sign {', '.join(str(each.path) for each in wanted.asked)} with `capstan sign`, "
+                f"then go on: {wanted.command} --signed-chain FILE",
             )  # fmt: skip
         before = size
-        rotation.sleep(_POLL)
-    steps.accept_signed(rotation, asked, _text(path), str(path))
-    watcher().count(len(asked), len(asked))
+        wanted.sleep(_POLL)
+    wanted.accept(_text(path), str(path))
+    watcher().count(len(wanted.asked), len(wanted.asked))
 
 
 def _size(path: Path) -> int | None:

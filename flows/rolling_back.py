@@ -119,7 +119,7 @@ def issuer_again(rotation: Rotation) -> None:
 
 
 def redate_again(rotation: Rotation) -> None:
-    """Write the root's certificate of before again, and wait until everybody has it; each verifies the other's leaves."""
+    """Write the root's certificate of before again, and wait until everybody has it; either verifies all leaves."""
     with rotation.phase(Phase.TRUST):
         for cluster in rotation.systems:
             steps.redate_root(rotation, cluster)

@@ -65,6 +65,23 @@ def running(
             raise
 
 
+@contextmanager
+def running_without_rotation(domain: TrustDomain) -> Iterator[None]:
+    """The same for a flow that has no rotation to open: watched, and told when it fails."""
+    with ExitStack() as stack:
+        if deployed():
+            stack.enter_context(watched_in_prefect())
+        else:
+            stack.enter_context(_terminated_at_once())
+        try:
+            yield
+        except CapstanError as error:
+            if isinstance(error, Retryable):
+                come_back_later(error)
+            raise_event(EventName.FAILED, domain, None, _told(error))
+            raise
+
+
 def _tell_end(rotation: Rotation, before: str) -> None:
     """Tell that the rotation has ended, unless it had before this run: which only found that nothing was left to do."""
     record = rotation.record()

@@ -15,7 +15,18 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from capstan.errors import Retryable
-from capstan.rotation import Rotation, changing, looking_back, offline, preparing, proving, redating, turning, waiting
+from capstan.rotation import (
+    Rotation,
+    changing,
+    enabling,
+    looking_back,
+    offline,
+    preparing,
+    proving,
+    redating,
+    turning,
+    waiting,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +86,15 @@ accept_signed = _step("take back what the offline root signed")(offline.accept_s
 mint_redated = _step("re-date roots in the vault")(redating.mint_redated)
 redate_root = _step("root := the same with another life")(redating.redate_root)
 restart_redated = _step("restart what signs")(redating.restart_redated)
+
+enable_guard = _step("may the add-on be enabled?")(enabling.guard)
+enable_mint = _step("mint root and intermediates into the vault")(enabling.mint)
+enable_recall_signed = _step("recall what the offline root signed for the add-on")(enabling.recall_signed)
+enable_request_signing = _step("ask for the offline root's signatures for the add-on")(enabling.request_signing)
+enable_accept_signed = _step("take back what the offline root signed for the add-on")(enabling.accept_signed)
+enable_upload = _step("upload the four secrets")(enabling.upload)
+enable_add_on = _step("enable the add-on")(enabling.enable_add_on)
+enable_await_signing = _step("wait until istiod signs with it")(enabling.await_signing)
 
 widen_bundle = _step("bundle := old + new")(changing.widen_bundle)
 narrow_bundle = _step("bundle := new")(changing.narrow_bundle)

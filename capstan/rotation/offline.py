@@ -30,7 +30,8 @@ from capstan.rotation.session import NEW_ROOT
 from capstan.vaults.material import Material
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from capstan.cluster.record import RotationRecord
@@ -154,15 +155,14 @@ def accept_signed(rotation: Rotation, asked: Sequence[Asked], text: str, where: 
                 expected=f"at most {LARGEST}",
             )
         found = Bundle.parse(text.strip() + "\n", where).certificates
-        chains = {each.cluster: _verified(rotation, each, found, where) for each in asked}
-        roots = {chain[-1] for chain in chains.values()}
-        if len(roots) > 1:
-            raise InvalidInput(
-                "the issuers of one trust domain were signed under different roots", where=where,
-                observed="; ".join(sorted(f"{root.subject} {root.fingerprint[:16]}" for root in roots)),
-                expected="one root", next_command="sign all requests of this rotation with the same root",
-            )  # fmt: skip
-        (root,) = roots
+        chains = {}
+        for each in asked:
+            chain = verified(
+                each, found, where, trusted=rotation.original, new=rotation.kind == "anchor", now=rotation.now()
+            )
+            _require_time(rotation, chain, where)
+            chains[each.cluster] = chain
+        root = one_root(chains.values(), where)
         # The root first: an issuer without it would be taken for one that was never signed, and is asked for again.
         rotation.remember(lambda record: _with_root(record, root))
         for each in asked:
@@ -176,10 +176,33 @@ def accept_signed(rotation: Rotation, asked: Sequence[Asked], text: str, where: 
         )  # fmt: skip
 
 
-def request_names(rotation: Rotation) -> dict[str, str]:
-    """Cluster -> PEM of its request, as the record has it."""
-    notes = rotation.record().notes
-    return {name.removeprefix(_NOTE): text for name, text in notes.items() if name.startswith(_NOTE)}
+def parsed(text: str, where: str) -> tuple[Certificate, ...]:
+    """The certificates of a signed chain.
+
+    Raises:
+        InvalidPem: It is no clean PEM of certificates. InvalidInput: It is too long to be one.
+    """
+    if len(text) > LARGEST:
+        raise InvalidInput(
+            "this is no signed chain", where=where, observed=f"{len(text)} characters", expected=f"at most {LARGEST}"
+        )
+    return Bundle.parse(text.strip() + "\n", where).certificates
+
+
+def one_root(chains: Iterable[Sequence[Certificate]], where: str) -> Certificate:
+    """The root that all chains end in.
+
+    Raises:
+        InvalidInput: They end in different ones.
+    """
+    roots = {chain[-1] for chain in chains}
+    if len(roots) > 1:
+        raise InvalidInput(
+            "the issuers of one trust domain were signed under different roots", where=where,
+            observed="; ".join(sorted(f"{root.subject} {root.fingerprint[:16]}" for root in roots)),
+            expected="one root", next_command="sign all requests of this rotation with the same root",
+        )  # fmt: skip
+    return roots.pop()
 
 
 def _request(rotation: Rotation, cluster: str, present: Certificate) -> Request:
@@ -199,8 +222,19 @@ def _request(rotation: Rotation, cluster: str, present: Certificate) -> Request:
     return make_request(key, issuer_name(domain.system, cluster, present))
 
 
-def _verified(rotation: Rotation, asked: Asked, found: Sequence[Certificate], where: str) -> tuple[Certificate, ...]:
-    """The chain that answers a request, issuer first, root last."""
+def verified(
+    asked: Asked, found: Sequence[Certificate], where: str, *, trusted: Bundle, new: bool, now: datetime
+) -> tuple[Certificate, ...]:
+    """The chain that answers a request, issuer first, root last; both verifiers agree on it.
+
+    Args:
+        found: Everything that was brought.
+        trusted: The roots that are trusted now.
+        new: Whether the root has to be a new one; else it has to be one of those.
+
+    Raises:
+        As `accept_signed`.
+    """
     issuer = next((each for each in found if asked.request.answered_by(each)), None)
     if issuer is None:
         raise InvalidInput(
@@ -209,8 +243,7 @@ def _verified(rotation: Rotation, asked: Asked, found: Sequence[Certificate], wh
             expected=f"a certificate of key {asked.request.spki_sha256[:16]}",
             next_command=f"capstan sign --request {asked.path} --root-cert ... --root-key ...",
         )  # fmt: skip
-    trusted = rotation.original
-    roots = list(trusted) if rotation.kind == "issuer" else [each for each in found if each.self_signed]
+    roots = [each for each in found if each.self_signed] if new else list(trusted)
     if not roots:
         raise InvalidInput(
             "the signed chain lacks its root", where=where,
@@ -218,10 +251,9 @@ def _verified(rotation: Rotation, asked: Asked, found: Sequence[Certificate], wh
             next_command="append the root's certificate (never its key) to the file",
         )  # fmt: skip
     others = [each for each in found if each not in (issuer, *roots)]
-    chain = verify_issuer(issuer, roots, rotation.now(), others, relax=STRICT).chain
-    if rotation.kind == "anchor":
+    chain = verify_issuer(issuer, roots, now, others, relax=STRICT).chain
+    if new:
         _require_new(chain[-1], trusted, where)
-    _require_time(rotation, chain, where)
     return chain
 
 

@@ -52,7 +52,7 @@ _ISSUER: Final = {
 }
 _REDATE: Final = {
     "re-date": "Each cluster's self-signed root gets another certificate of the same key and the same name, with "
-    "another life, and every istiod is restarted once. Old and new verify each other's leaves, so that nobody is cut off.",
+    "another life, and every istiod is restarted once. Old and new verify each other's leaves: nobody is cut off.",
     "roll-back": "The root gets the certificate again that it had before. Nobody's trust changes.",
 }
 _REDATE_IRREVERSIBLE: Final = {
