@@ -14,6 +14,7 @@ from capstan.config import PluginCa
 from capstan.errors import Conflict, Denied, GateRefused, GateTimedOut, InvalidInput, NotFound, VerificationFailed
 from capstan.systems.aks import enable
 from capstan.systems.aks.arm import Arm, ClusterId, open_arm
+from capstan.systems.aks.checks import checks
 from capstan.systems.aks.profile import Plugin, Profile, SecretsProvider, read_profile
 from capstan.systems.istio.key_vault import open_key_vault
 from infra.lab.aks.arm import ResourceManager
@@ -341,3 +342,41 @@ def test_a_provider_without_an_identity_has_none_to_grant_anything_to(endpoint: 
     endpoint.holds(cluster_body())
     profile = Profile("x", False, (), None, SecretsProvider(False, False, "", ""), "", "Succeeded")
     assert "no identity" in enable.require_access(endpoint.open(), profile, PLUGIN)
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def statuses(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, cluster: str = CLUSTER) -> dict[str, str]:
+    monkeypatch.setenv("CAPSTAN_ARM_URL", endpoint.manager.url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(endpoint.directory / "ca.crt"))
+    return {each.description: each.status.value for each in checks(cluster, Token("lab-token"))}
+
+
+PROFILE, REST = "the cluster's profile names a plug-in CA", "no other change of the cluster is under way"
+FOLLOWS, READS = (
+    "new versions in the Key Vault come to istiod by themselves",
+    "the secrets provider may read the Key Vault",
+)
+
+
+def test_an_add_on_in_order_passes_every_check(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint.holds(cluster_body(mesh(), PROVIDER_JSON))
+    endpoint.manager.roles = (str(enable.SECRETS_USER),)
+    assert statuses(endpoint, monkeypatch) == {PROFILE: "ok", REST: "ok", FOLLOWS: "ok", READS: "ok"}
+
+
+def test_an_add_on_out_of_order_fails_the_check_that_says_so(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint.holds(cluster_body(mesh(), {"enabled": True, "config": {}}))
+    endpoint.manager.clusters.get("lab", "east").state = "Upgrading"
+    endpoint.manager.roles = ()
+    assert statuses(endpoint, monkeypatch) == {PROFILE: "ok", REST: "error", FOLLOWS: "warning", READS: "error"}
+
+
+def test_what_azure_does_not_say_is_never_a_pass(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint.holds(cluster_body(mesh(), PROVIDER_JSON))
+    assert statuses(endpoint, monkeypatch)[READS] == "skipped"
+    assert statuses(endpoint, monkeypatch, CLUSTER.replace("east", "west")) == {PROFILE: "error"}
+    assert statuses(endpoint, monkeypatch, "") == {PROFILE: "skipped"}
