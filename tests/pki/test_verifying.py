@@ -326,3 +326,17 @@ def test_a_swarm_of_cross_signed_intermediates_costs_bounded_work() -> None:
     with pytest.raises(VerificationFailed) as caught:
         verify_issuer(issuer.certificate, certificates(NEW), NOW, certificates(*swarm))
     assert "signatures to check" in caught.value.observed
+
+
+def test_a_root_that_got_other_dates_anchors_what_either_of_them_signs() -> None:
+    old = make("root", end=NOW + 10 * DAY)
+    new = make("root", key=old.key, end=NOW + 3650 * DAY)
+    other = make("root")
+    roots = [old.certificate, new.certificate, other.certificate]
+    both = {old.certificate.fingerprint, new.certificate.fingerprint}
+    for issuer in (old, new):
+        leaf = make("leaf", issuer, ca=False, san=[x509.DNSName("leaf")], eku=[SERVER, CLIENT])
+        assert anchors_of_leaf(leaf.certificate, [], roots, NOW) == both
+        assert anchors_of_issuer(issuer.certificate, roots, NOW) == both
+    expired = [make("root", key=old.key, end=NOW - DAY / 2).certificate]
+    assert anchors_of_issuer(new.certificate, expired, NOW) == frozenset()

@@ -123,16 +123,27 @@ def anchors_of_leaf(
 def anchors_of_issuer(
     issuer: Certificate, roots: Iterable[Certificate], at: datetime, intermediates: Sequence[Certificate] = ()
 ) -> frozenset[str]:
-    """As `anchors_of_leaf`, for an issuing CA."""
+    """As `anchors_of_leaf`, for an issuing CA: the roots to which what it signs now will verify.
+
+    Of an issuer that is a root itself, that is also every root of its name and key: one that only got other dates
+    verifies the same leaves, though a verifier refuses the issuer's own certificate below it (it is self-signed).
+    """
     moment = min(require_aware(at), issuer.not_after)
     found = set()
     for root in roots:
         try:
-            verify_issuer(issuer, [root], moment, intermediates)
+            verify_issuer(root if _same_issuer(issuer, root) else issuer, [root], moment, intermediates)
         except VerificationFailed:
             continue
         found.add(root.fingerprint)
     return frozenset(found)
+
+
+def _same_issuer(one: Certificate, other: Certificate) -> bool:
+    """Whether nobody can tell which of two self-signed certificates signed a leaf: name, key and identifier agree."""
+    names = one.self_issued and other.self_issued and one.raw.subject == other.raw.subject
+    identifiers = one.ski == other.ski or one.ski is None or other.ski is None
+    return names and identifiers and one.spki_sha256 == other.spki_sha256
 
 
 def _anchors(roots: Iterable[Certificate], where: str) -> tuple[Certificate, ...]:
