@@ -568,7 +568,7 @@ def shape(certificate: x509.Certificate) -> JSON:
     names = extensions.get("subjectAltName")
     kinds = ("digital_signature", "key_encipherment", "key_cert_sign", "crl_sign")
     return {
-        "subject": [f"organizationName={a.value} ({a._type.name})" for a in certificate.subject],
+        "subject": [_attribute(a) for a in certificate.subject],
         "lifetime_s": int((certificate.not_valid_after_utc - certificate.not_valid_before_utc).total_seconds()),
         "extension_order": list(extensions),
         "usages": [kind for kind in kinds if getattr(usage, kind)],
@@ -598,6 +598,12 @@ def recorded_shape(wanted: JSON) -> JSON:
     }
 
 
+def _attribute(attribute: x509.NameAttribute[Any]) -> str:
+    value = attribute.value
+    text = value if isinstance(value, str) else value.hex()
+    return f"organizationName={text} ({attribute._type.name})"
+
+
 def _general(value: x509.GeneralName) -> str:
-    text: Any = value.value
-    return f"{type(value).__name__}:{text}"
+    assert isinstance(value, x509.DNSName | x509.UniformResourceIdentifier)
+    return f"{type(value).__name__}:{value.value}"

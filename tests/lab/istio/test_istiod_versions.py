@@ -610,3 +610,35 @@ def test_namespaces_outside_the_discovery_selectors_get_no_roots(tmp_path: Path)
 
 async def _holds(istiod: Istiod, namespace: str, text: str) -> bool:
     return await istiod.config_map(namespace) == text
+
+
+def test_revocation_lists_are_distributed_and_the_metrics_follow_a_reload(tmp_path: Path) -> None:
+    a = lab.root("A")
+    a1, a2 = lab.intermediate(a), lab.intermediate(a, days=100)
+    path = "/api/v1/namespaces/app/configmaps/istio-ca-crl"
+    listed = revocations(a, a2)
+
+    async def script(istiod: Istiod) -> None:
+        istiod.volume.swap(lab.cacerts(a1, a1.pem + a.pem, a.pem))
+        istiod.start()
+        await istiod.ready()
+        await istiod.distributed(a.pem)
+        found = await istiod.client.get(path)
+        assert found["data"] == {"ca-crl.pem": ""}
+        files = lab.cacerts(a2, a2.pem + a.pem, a.pem) | {"ca-crl.pem": listed}
+        lines = await istiod.swap(files, RELOADED)
+        assert [line for line in lines if "CRL" in line] == [
+            "T\tinfo\tDetected CRL file",
+            "T\tinfo\tUpdating CRL data",
+            "T\tinfo\tIstiod has detected the newly added CRL file and updated its CRL accordingly",
+        ]
+
+        async def there() -> bool:
+            return bool((await istiod.client.get(path))["data"] == {"ca-crl.pem": listed})
+
+        await istiod.until(there)
+        metrics = await istiod.metrics()
+        end = a2.certificate.not_valid_after_utc.timestamp()
+        assert metrics["citadel_server_cert_chain_expiry_timestamp"] == end
+
+    lab.run(tmp_path, script, "1.30.1")

@@ -65,13 +65,19 @@ class CaService:
         try:
             leaf = self._authority.sign(request.csr, identities, request.validity_seconds)
         except SigningError as error:
-            old = self._settings.rules.version < (1, 19, 0)
-            text = f"CSR signing error ({error})" if old else f"CSR signing error: {error}"
-            self._out.error(text, "serverca")
+            self._out.error(self._refusal(error, call.connection.peer), "serverca")
             self._metrics.count("csr_sign_err_count", f'error="{error.kind}"')
             raise RpcError(_SIGN_STATUS.get(error.kind, Status.INTERNAL), f"CSR signing error ({error})") from error
         self._metrics.count("success_cert_issuance_count")
         return wire.CertificateResponse(self._authority.chain(leaf)).encode()
+
+    def _refusal(self, error: SigningError, peer: str) -> str:
+        version = self._settings.rules.version
+        if version < (1, 19, 0):
+            return f"CSR signing error ({error})"
+        if version < (1, 20, 0):
+            return f"CSR signing error for client {peer}: ({error})"
+        return f"CSR signing error: {error}\tclient={peer}"
 
     async def watch_bundles(self, _: bytes, call: Call) -> AsyncIterator[bytes]:
         """The pushed root bundle, now and at every change of its text, for as long as the client stays.

@@ -21,6 +21,7 @@ JSON = dict[str, Any]
 CONFIG_MAP = "istio-ca-root-cert"
 DATA_KEY = "root-cert.pem"
 CRL_CONFIG_MAP = "istio-ca-crl"
+"""From 1.27 on in every namespace too, empty without a ca-crl.pem."""
 CRL_KEY = "ca-crl.pem"
 LABELS = {"istio.io/config": "true"}
 ELECTION = "istio-namespace-controller-election"
@@ -56,7 +57,10 @@ class NamespaceController:
 
     async def _lead(self) -> None:
         namespaces = Informer(self._client, "/api/v1/namespaces")
-        maps = Informer(self._client, "/api/v1/configmaps", fieldSelector=f"metadata.name={CONFIG_MAP}")
+        names = [CONFIG_MAP, CRL_CONFIG_MAP] if self._authority.settings.rules.crl else [CONFIG_MAP]
+        maps = {
+            name: Informer(self._client, "/api/v1/configmaps", fieldSelector=f"metadata.name={name}") for name in names
+        }
         queue = Controller("namespace controller", lambda key: self._reconcile(maps, namespaces, key), workers=2)
 
         def everywhere() -> None:
@@ -64,27 +68,29 @@ class NamespaceController:
                 queue.add(("", name))
 
         try:
-            await asyncio.gather(namespaces.synced(), maps.synced())
+            await asyncio.gather(namespaces.synced(), *(informer.synced() for informer in maps.values()))
             self._authority.on_served(everywhere)
-            maps.on_change(lambda _, __, item: queue.add(("", item["metadata"]["namespace"])))
+            for informer in maps.values():
+                informer.on_change(lambda _, __, item: queue.add(("", item["metadata"]["namespace"])))
             namespaces.on_change(lambda kind, _, item: None if kind == "DELETED" else queue.add(("", _name(item))))
             await self._election.idle.wait()
         finally:
             self._authority.forget_served(everywhere)
             await queue.stop()
-            await asyncio.gather(namespaces.stop(), maps.stop())
+            await asyncio.gather(namespaces.stop(), *(informer.stop() for informer in maps.values()))
 
-    async def _reconcile(self, maps: Informer, namespaces: Informer, key: Key) -> None:
+    async def _reconcile(self, maps: dict[str, Informer], namespaces: Informer, key: Key) -> None:
         name = key[1]
         namespace, served = namespaces.get("", name), self._authority.served
         if name in self._ignored or namespace is None or served is None or not self._discovers(namespace):
             return
         if (namespace.get("status") or {}).get("phase") == "Terminating":
             return
-        text = served.roots.decode("utf-8", "replace")
-        await self._insert(maps.get(name, CONFIG_MAP), name, CONFIG_MAP, DATA_KEY, text)
-        if crl := self._authority.bundle.crl_pem.decode("utf-8", "replace"):
-            await self._insert(await self._read(name, CRL_CONFIG_MAP), name, CRL_CONFIG_MAP, CRL_KEY, crl)
+        wanted = {CONFIG_MAP: (DATA_KEY, served.roots), CRL_CONFIG_MAP: (CRL_KEY, self._authority.bundle.crl_pem)}
+        for config_map, informer in maps.items():
+            key_name, text = wanted[config_map]
+            known = informer.get(name, config_map)
+            await self._insert(known, name, config_map, key_name, text.decode("utf-8", "replace"))
 
     def _discovers(self, namespace: JSON) -> bool:
         """Whether a discovery selector selects it; what was written before one stopped to stays as it is."""
@@ -101,20 +107,12 @@ class NamespaceController:
             try:
                 await self._client.create(collection, body)
             except ApiError as error:
-                if error.status != 409:  # there already: its event will bring it here again
+                if error.status not in (404, 409):  # the namespace has gone; or it is there: its event comes here
                     raise
             return
         data: JSON = known.get("data") or {}
         if data.get(key) != text:
             await self._client.replace(f"{collection}/{name}", {**known, "data": {**data, key: text}})
-
-    async def _read(self, namespace: str, name: str) -> JSON | None:
-        try:
-            return await self._client.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}")
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
 
 
 def _name(item: JSON) -> str:

@@ -103,12 +103,12 @@ class Settings:
 
     @property
     def dns_names(self) -> list[str]:
-        """The names of the serving certificate: recorded order up to 1.14, sorted later."""
+        """The names of the serving certificate: in this order up to 1.19, sorted later."""
         known = ["istiod", "istiod-remote", "istio-pilot"]
         if self.revision != "default":
             known.append(f"istiod-{self.revision}")
         names = [f"{name}.{self.namespace}.svc" for name in known]
-        return sorted(names) if self.rules.version >= (1, 16, 0) else names
+        return sorted(names) if self.rules.version >= (1, 20, 0) else names
 
 
 def _mesh(file: Path) -> JSON:
