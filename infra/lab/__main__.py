@@ -59,6 +59,9 @@ def _istio(up: argparse._ArgumentGroup) -> None:
     up.add_argument("--envoys", type=int, default=0, help="pods that run a real Envoy")
     up.add_argument("--revisions", help="of the AKS add-on, e.g. asm-1-29,asm-1-30")
     up.add_argument("--ca-delivery", choices=DELIVERIES, default="csi", help="how the AKS add-on's CA comes to istiod")
+    up.add_argument("--poll-seconds", type=float, default=AksOptions.poll_seconds, help="of the CSI driver's rotation")
+    up.add_argument("--no-secret-rotation", action="store_true", help="the CSI driver never looks for new versions")
+    up.add_argument("--between-objects", type=float, default=0.0, help="seconds between two reads of the Key Vault")
     up.add_argument("--not-enabled", action="store_true", help="leave it to Resource Manager to enable the add-on")
 
 
@@ -106,6 +109,9 @@ def options(arguments: argparse.Namespace) -> Options:
             leaf_seconds=leaf_seconds,
             replicas=2 if replicas is None else replicas,
             identifiers=not arguments.no_ski,
+            rotation=not arguments.no_secret_rotation,
+            poll_seconds=arguments.poll_seconds,
+            between_objects=arguments.between_objects,
         ),
         aks_envoys=arguments.envoys,
         aks_enabled=not arguments.not_enabled,
