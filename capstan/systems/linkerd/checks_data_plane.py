@@ -138,7 +138,9 @@ def _stale_by_text(evidence: Evidence) -> dict[str, str]:
             for container in pod["spec"].get(group) or []:
                 if container.get("name") != PROXY:
                     continue
-                entry = next((item for item in container.get("env") or [] if item.get("name") == ANCHORS_ENV), {})
+                entry: Object = next(
+                    (item for item in container.get("env") or [] if item.get("name") == ANCHORS_ENV), {}
+                )
                 text = str(entry.get("value") or "")
                 if text.strip() != wanted:
                     found[pod_name(pod)] = _why_text_differs(pod, entry, text, bundle)

@@ -1,8 +1,8 @@
 """What the checks of one Linkerd are judged on, read once; judging (`checks_*`) does no I/O.
 
-Beside the view (declared roots, every proxy's roots and leaf) that is: the texts that Linkerd's own check compares, ended
-pods too, what the API server needs to call Linkerd's webhooks and what they really serve, each identity's
-own word about its issuer, the nodes' clocks, and Events.
+Beside the view (declared roots, every proxy's roots and leaf) that is: the texts that Linkerd's own check compares,
+pods that ended, what the API server needs to call Linkerd's webhooks and what they really serve, each identity's own
+word about its issuer, the nodes' clocks, and Events.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ def gather(
     roots = cluster.get(CONFIG_MAPS, TRUST_ROOTS, namespace)
     config = cluster.find(CONFIG_MAPS, CONFIG, namespace)
     pods = cluster.list(PODS, label_selector=f"{MESH_LABEL}={namespace}").items
-    extensions = Answer.to(lambda: cluster.list(NAMESPACES, label_selector=EXTENSION_LABEL).items, ())
-    extension_pods = Answer.to(lambda: _pods_of(cluster, extensions.value), ())
+    none: tuple[Object, ...] = ()
+    extensions = Answer.to(lambda: cluster.list(NAMESPACES, label_selector=EXTENSION_LABEL).items, none)
+    extension_pods = Answer.to(lambda: _pods_of(cluster, extensions.value), none)
     hooks = [(hook, namespace, pods) for hook in HOOKS]
     for item in extensions.value:
         if _extension(item) == "viz":
@@ -168,10 +169,10 @@ def gather(
         bundle_text=str((roots.get("data") or {}).get(TRUST_ROOTS_KEY, "")),
         issuer_secret=Answer.to(lambda: cluster.get(SECRETS, ISSUER, namespace), {}),
         pods=pods,
-        replica_sets=Answer.to(lambda: cluster.list(REPLICA_SETS, namespace).items, ()),
-        nodes=Answer.to(lambda: cluster.list(NODES).items, ()),
-        leases=Answer.to(lambda: cluster.list(LEASES, NODE_LEASES).items, ()),
-        events=Answer.to(lambda: _identity_events(cluster, namespace), ()),
+        replica_sets=Answer.to(lambda: cluster.list(REPLICA_SETS, namespace).items, none),
+        nodes=Answer.to(lambda: cluster.list(NODES).items, none),
+        leases=Answer.to(lambda: cluster.list(LEASES, NODE_LEASES).items, none),
+        events=Answer.to(lambda: _identity_events(cluster, namespace), none),
         extensions=extensions,
         extension_pods=extension_pods,
         replicas=tuple(
