@@ -74,9 +74,9 @@ class CertificateRequest:
 class CertificateResponse:
     """`cert_chain`: the leaf, what stands between it and its root, and last the root bundle.
 
-    How texts become elements depends on the version: up to 1.24.3 and 1.25.0 cert-chain.pem is one element; from 1.24.5,
-    1.25.2 and 1.26.0 on each of its certificates is one, and only the bundle stays whole; 1.24.4 and 1.25.1 split the
-    bundle too, so that its last certificate passes for all of it.
+    How texts become elements depends on the version: up to 1.24.3 and 1.25.0 cert-chain.pem is one element; from
+    1.24.5, 1.25.2 and 1.26.0 on each of its certificates is one, and only the bundle stays whole; 1.24.4 and 1.25.1
+    split the bundle too, so that its last certificate passes for all of it.
     """
 
     cert_chain: tuple[str, ...]

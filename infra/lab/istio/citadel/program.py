@@ -19,6 +19,7 @@ from infra.lab.istio.istiod import bundle as bundles
 from infra.lab.istio.istiod.authority import Authority
 from infra.lab.istio.istiod.bundle import BundleError
 from infra.lab.istio.istiod.plugin import StartError
+from infra.lab.istio.istiod.rotator import Rotator
 from infra.lab.istio.istiod.selfsigned import Scopes, SelfSigned
 from infra.lab.istio.istiod.settings import Settings
 from infra.lab.istio.istiod.versions import flag
@@ -171,7 +172,7 @@ class Citadel:
         async def updated() -> None:
             await self._publish(authority.bundle)
 
-        await source.rotate(authority, random.Random(), updated)
+        await Rotator(source, authority, self._out, _now, random.Random(), updated).run()
 
     async def _monitor(self, request: httpd.Request) -> httpd.Response:
         if request.path == "/metrics":

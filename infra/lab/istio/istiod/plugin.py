@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from infra.lab.istio.istiod import bundle as bundles
 from infra.lab.istio.istiod.bundle import Bundle, BundleError
+from infra.lab.istio.istiod.leaves import SignerExpiredError
 from infra.lab.istio.istiod.versions import RootChange
 from infra.lab.linkerd import gopem
 
@@ -206,7 +207,11 @@ class Reloader:
             authority.record_expiry()
         if new_crl:
             out.info("Istiod has detected the newly added CRL file and updated its CRL accordingly")
-        await renew(authority, out)
+        try:
+            await renew(authority, out)
+        except SignerExpiredError as error:
+            out.error(f"Failed generating plugged-in istiod key cert: {error}")
+            return
         out.info("Istiod has detected the newly added intermediate CA and updated its key and certs accordingly")
 
     def _root_accepted(self, roots: bytes) -> bool:

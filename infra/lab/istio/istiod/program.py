@@ -7,6 +7,7 @@ Order and wording of what it logs, and what it writes when, are those of the rec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -20,8 +21,10 @@ from infra.lab.istio.istiod.authority import Authority
 from infra.lab.istio.istiod.ca_service import CaService
 from infra.lab.istio.istiod.distribution import NamespaceController
 from infra.lab.istio.istiod.grpcserver import GrpcServer
+from infra.lab.istio.istiod.leaves import SignerExpiredError
 from infra.lab.istio.istiod.metrics import Metrics
 from infra.lab.istio.istiod.plugin import Reloader, StartError
+from infra.lab.istio.istiod.rotator import Rotator
 from infra.lab.istio.istiod.selfsigned import SelfSigned
 from infra.lab.istio.istiod.serving import Serving
 from infra.lab.istio.istiod.settings import Settings
@@ -101,8 +104,12 @@ class Istiod:
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         serving = Serving(self.authority, scratch, out)
         self._start_rotator()
-        await self._first_certificate(serving)
         try:
+            try:
+                await self._first_certificate(serving)
+            except SignerExpiredError as error:
+                out.error(f"failed to create discovery service: failed generating istiod key cert {error}")
+                return FAILED
             return await self._serve(serving)
         finally:
             for task in self._tasks:
@@ -133,10 +140,11 @@ class Istiod:
         authority = self.authority
 
         async def updated() -> None:
-            await plugin.renew(authority, self.out)
+            with contextlib.suppress(SignerExpiredError):  # the rotator does not look at the outcome
+                await plugin.renew(authority, self.out)
 
         notify = updated if self.settings.rules.notifies_of_self_signed_roots else None
-        self._spawn(self._self_signed.rotate(authority, self._chance, notify))
+        self._spawn(Rotator(self._self_signed, authority, self.out, _now, self._chance, notify).run())
 
     async def _first_certificate(self, serving: Serving) -> None:
         settings, out, authority = self.settings, self.out, self.authority
@@ -185,7 +193,11 @@ class Istiod:
             if authority.bundle.root_pem == known:
                 continue
             known = authority.bundle.root_pem
-            served = await authority.serving()
+            try:
+                served = await authority.serving()
+            except SignerExpiredError as error:
+                self.out.error(f"failed generating istiod key cert {error}")
+                continue
             authority.announce(served)
             self.out.info(f"regenerated istiod dns cert: {served.chain_pem.decode()}")
 
