@@ -58,7 +58,18 @@ NEGATIVE_INTERVALS: Final = ("0", "0s", "0m", "0h")
 
 def ca_checks(cluster: Cluster, view: View, now: datetime) -> Iterable[CheckResult]:
     """The CA's source, its roots and its signing certificate."""
-    secret = cluster.find(SECRETS, view.layout.ca_secret, view.layout.namespace) if view.layout.ca_secret else None
+    secret = None
+    about = CA, "the CA's Secret can be read", PLUG_IN_PAGE, Severity.FATAL
+    if view.layout.ca_secret:
+        try:
+            secret = cluster.find(SECRETS, view.layout.ca_secret, view.layout.namespace)
+        except CapstanError as error:
+            yield result(*about, f"{error.what}: {error.observed}")
+        else:
+            absent = f"there is no secret {view.layout.namespace}/{view.layout.ca_secret}"
+            yield result(*about, "" if secret is not None else absent)
+    else:
+        yield skipped(*about, "the CA comes from a Key Vault")
     yield _complete(view, secret)
     yield from _roots(view, now)
     yield from _signing(view, now)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from capstan.cluster.resources import EVENTS, PODS
+from capstan.errors import CapstanError
 from capstan.systems.base import CheckResult, Severity
 from capstan.systems.istio.citadel import outdated, workload_secrets
 from capstan.systems.istio.layout import PROXY, find_container, has_ended
@@ -41,11 +42,16 @@ def trouble_checks(cluster: Cluster, view: View, now: datetime) -> Iterable[Chec
     """What breaks around a transition of the root, by its known causes."""
     yield _sidecars(view)
     yield _secrets(cluster, view)
-    own = [pod for pod in cluster.list(PODS, view.layout.namespace).items if not has_ended(pod)]
-    pilots = [pod for pod in own if _component(pod) in ("pilot", "galley")]
-    yield _pilot_sidecar(pilots)
-    yield _handshakes(view, pilots)
-    yield _injector(view, [pod for pod in own if _component(pod) == INJECTOR])
+    try:
+        own = [pod for pod in cluster.list(PODS, view.layout.namespace).items if not has_ended(pod)]
+    except CapstanError as error:
+        about = TROUBLES, "the control plane's pods can be listed", TRANSITION_PAGE, Severity.ERROR
+        yield result(*about, f"{error.what}: {error.observed}")
+    else:
+        pilots = [pod for pod in own if _component(pod) in ("pilot", "galley")]
+        yield _pilot_sidecar(pilots)
+        yield _handshakes(view, pilots)
+        yield _injector(view, [pod for pod in own if _component(pod) == INJECTOR])
     yield _injections(cluster, now)
 
 
@@ -76,7 +82,10 @@ def _secrets(cluster: Cluster, view: View) -> CheckResult:
     about = TROUBLES, "every workload Secret holds the CA's root", TRANSITION_PAGE, Severity.ERROR
     if view.layout.mode is not Mode.CITADEL or view.issuer is None:
         return skipped(*about, "workloads get their certificates from istiod, not from Secrets")
-    secrets = workload_secrets(cluster)
+    try:
+        secrets = workload_secrets(cluster)
+    except CapstanError as error:
+        return result(*about, f"{error.what}: {error.observed}")
     if not secrets:
         return result(*about, "there is no Secret of type istio.io/key-and-cert: nothing was checked")
     old = outdated(secrets, view.issuer.fingerprint)
@@ -132,18 +141,21 @@ def _injector(view: View, injectors: list[Object]) -> CheckResult:
 
 def _injections(cluster: Cluster, now: datetime) -> CheckResult:
     """Pods that nobody could create because the injector's certificate was not trusted."""
+    about = TROUBLES, "new workloads can be deployed with a sidecar", INJECTION_PAGE, Severity.ERROR
+    try:
+        events = cluster.list(EVENTS, field_selector="reason=FailedCreate").items
+    except CapstanError as error:
+        return result(*about, f"{error.what}: {error.observed}")
     failed: dict[str, str] = {}
-    for event in cluster.list(EVENTS, field_selector="reason=FailedCreate").items:
+    for event in events:
         message = str(event.get("message", ""))
         about_injection = "failed calling webhook" in message and INJECTION_HOOK in message
         if about_injection and any(sign in message for sign in UNTRUSTED) and _seen(event) > now - RECENT:
             thing = event.get("involvedObject") or {}
             name = f"{str(thing.get('kind', '')).lower()} {thing.get('namespace', '')}/{thing.get('name', '')}"
             failed[name] = message
-    return result(
-        TROUBLES, "new workloads can be deployed with a sidecar", INJECTION_PAGE, Severity.ERROR,
-        listed("The API server did not trust the injector:", [": ".join(pair) for pair in sorted(failed.items())]),
-    )  # fmt: skip
+    lines = [": ".join(pair) for pair in sorted(failed.items())]
+    return result(*about, listed("The API server did not trust the injector:", lines))
 
 
 def _seen(event: Object) -> datetime:
@@ -154,7 +166,7 @@ def _seen(event: Object) -> datetime:
 
 
 def _component(pod: Object) -> str:
-    """`pilot`, `galley`, ... of the versions before istiod, whose own pods carry `istio: pilot` for the sake of those."""
+    """`pilot`, `galley`, ... of the versions before istiod; istiod's own pods carry `istio: pilot` for their sake."""
     labels = pod["metadata"].get("labels") or {}
     return "" if labels.get("app") == "istiod" else str(labels.get("istio", ""))
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from kubernetes import client as kubernetes_client
 
+from capstan.cluster.client import Cluster
 from capstan.cluster.resources import EVENTS, PODS, SECRETS
 from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
@@ -29,7 +31,6 @@ from tests.support.mesh import intermediate, leaf, pem, root
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from capstan.cluster.client import Cluster
     from capstan.systems.istio.places import Place
 
 NOW = datetime.now(UTC)
@@ -263,6 +264,19 @@ def test_a_root_rotator_that_is_switched_off_is_told(green, interval):
     assert interval in green.red(description, view)
     kept = green.mode(Mode.SELF_SIGNED, green.revision(env={"CITADEL_SELF_SIGNED_ROOT_CERT_CHECK_INTERVAL": "1h0m0s"}))
     assert green.run(kept)[description].status is Status.OK
+
+
+def test_a_ca_secret_that_is_not_there_or_not_to_be_read_is_told(green):
+    description = "the CA's Secret can be read"
+    elsewhere = replace(green.view, layout=replace(green.view.layout, ca_secret="none"))
+    assert "istio-system/none" in green.red(description, elsewhere)
+    nobody = Green.__new__(Green)
+    nobody.view, nobody.cluster = green.view, Cluster("c", kubernetes_client.Configuration(host="http://127.0.0.1:1"))
+    nobody.cluster.sleep = lambda _seconds: None
+    found = nobody.run()
+    assert found[description].status is Status.ERROR
+    assert found["new workloads can be deployed with a sidecar"].status is Status.ERROR
+    assert found["the control plane's pods can be listed"].status is Status.ERROR
 
 
 # --- the control plane ---------------------------------------------------------------------------------------------
