@@ -21,6 +21,7 @@ from capstan.errors import GateRefused, GateTimedOut, InvalidCertificate, Invali
 from capstan.pki.clock import require_aware
 from capstan.pki.inspect import Certificate
 from capstan.pki.mint import BACKDATE
+from capstan.pki.rules import same_key
 from capstan.systems.base import Change
 from capstan.systems.istio import forms
 from capstan.systems.istio.layout import CA_CERT_KEY, CITADEL_CONTAINER, SELF_SIGNED, read_layout, short
@@ -232,14 +233,21 @@ def await_redated(
 
 
 def not_redated(view: View, root: Fingerprint) -> tuple[str, ...]:
-    """Who does not have the re-dated root, each with what it has; unreadable ones count."""
+    """Who does not have the re-dated root, each with what it has; unreadable ones count.
+
+    A place that declares only roots of other keys is not this CA's: a webhook may have its certificate from elsewhere.
+    """
+    new = view.certificates.get(root)
+    others = {each.fingerprint for each in view.certificates.values() if new is None or not same_key(each, new)}
     found = []
     for signer in view.observation.signers:
         if signer.roots is None and view.layout.mode is not Mode.CITADEL:
             found.append(f"{signer.name}: the roots it hands out could not be read ({signer.unreadable})")
         elif signer.roots is not None and signer.roots != {root}:
             found.append(f"{signer.name} hands out {short(signer.roots)}")
-    found += [f"{place} holds {short(held)}" for place, held in view.observation.declared if held != {root}]
+    for place, held in view.observation.declared:
+        if held != {root} and not (held and held <= others):
+            found.append(f"{place} holds {short(held)}")
     for proxy in view.proxies:
         if proxy.leaving:
             continue
