@@ -98,7 +98,9 @@ def test_a_request_whose_signature_was_altered_proves_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hello", asked() + asked(), asked().replace("-----END", "-----ENDE"), ROOT.certificate.pem()]
+    "text",
+    ["", "hello", asked() + asked(), asked().replace("-----END", "-----ENDE"), ROOT.certificate.pem()],
+    ids=["nothing", "no PEM", "two of them", "a broken end", "a certificate"],
 )
 def test_what_is_no_single_request_is_refused(text: str) -> None:
     with pytest.raises(InvalidPem, match="no certificate request can be read"):
