@@ -20,9 +20,10 @@ from infra.lab.prober import DEFAULT_RATE
 from infra.lab.up import SYSTEMS, Lab, Options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m infra.lab", description="Capstan's embedded cluster.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(prog="python -m infra.lab", description="Capstan's embedded cluster.")
+    commands = whole.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="run a lab until SIGTERM or SIGINT")
     up.add_argument("--system", choices=SYSTEMS, default="linkerd", help="trust system to install")
     up.add_argument("--dir", type=Path, default=Path(".capstan-lab"), help="where kubeconfig and lab.json appear")
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--verbose", action="store_true", help="log what the lab's parts do")
     _linkerd(up.add_argument_group("linkerd"))
     _istio(up.add_argument_group("istio, aks-istio"))
-    return parser
+    return whole
 
 
 def _linkerd(up: argparse._ArgumentGroup) -> None:
@@ -148,8 +149,8 @@ async def run(chosen: Options) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    command_line = parser()
+    arguments = command_line.parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if arguments.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -159,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         chosen = options(arguments)
     except ValueError as error:
-        parser.error(str(error))
+        command_line.error(str(error))
     return asyncio.run(run(chosen))
 
 

@@ -80,7 +80,7 @@ class Running:
 
 def run(directory: Path, script: Callable[[Running], Awaitable[None]], **chosen: Any) -> None:
     """Run a script against a small lab of its own in this process."""
-    chosen = {"leaf_seconds": 12, "multiroot": True, **chosen}
+    chosen = {"leaf_seconds": 10, "multiroot": True, **chosen}
 
     async def whole() -> None:
         options = Options(
