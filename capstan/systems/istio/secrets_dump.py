@@ -67,9 +67,18 @@ def read_secrets(active: bytes, warming: bytes = b"", where: str = "proxy") -> S
     Raises:
         InvalidInput: This is no config dump.
     """
-    found = {str(item.get("name")): item for item in _dynamic(active, where)}
-    waiting = {str(item.get("name")) for item in _dynamic(warming, where)} if warming else set()
-    waiting |= {str(item.get("name")) for item in _dynamic(active, where, "dynamic_warming_secrets")}
+    try:
+        found = {str(item.get("name")): item for item in _dynamic(active, where)}
+        waiting = {str(item.get("name")) for item in _dynamic(warming, where)} if warming else set()
+        waiting |= {str(item.get("name")) for item in _dynamic(active, where, "dynamic_warming_secrets")}
+        return _read(found, waiting, where)
+    except (AttributeError, TypeError) as error:
+        raise InvalidInput(
+            "no config dump", where=where, observed=f"JSON of another shape: {error}", expected="Envoy's /config_dump"
+        ) from error
+
+
+def _read(found: dict[str, dict[str, Any]], waiting: set[str], where: str) -> Secrets:
     problems: list[str] = []
     chain: tuple[Certificate, ...] = ()
     roots: Bundle | None = None
@@ -90,12 +99,6 @@ def read_secrets(active: bytes, warming: bytes = b"", where: str = "proxy") -> S
     return Secrets(chain, roots, max(times, default=None), tuple(problems))
 
 
-def is_filtered(active: bytes) -> bool:
-    """Whether the answer holds secrets alone: an Envoy that does not know the filter sends everything."""
-    configs = _load(active).get("configs")
-    return isinstance(configs, list) and all(str(item.get("@type", "")).endswith(_DYNAMIC) for item in configs)
-
-
 def read_serials(certs: bytes, where: str = "proxy") -> Serials:
     """What `/certs` lists.
 
@@ -104,16 +107,17 @@ def read_serials(certs: bytes, where: str = "proxy") -> Serials:
     """
     leaves: set[int] = set()
     roots: set[int] = set()
-    entries = _load(certs).get("certificates")
-    if not isinstance(entries, list):
-        raise InvalidInput("no list of certificates", where=where, observed="other JSON", expected="Envoy's /certs")
-    for entry in entries:
-        for key, into in (("cert_chain", leaves), ("ca_cert", roots)):
-            for item in entry.get(key) or ():
-                try:
-                    into.add(int(str(item.get("serial_number", "")), 16))
-                except ValueError:
-                    continue
+    try:
+        for entry in _load(certs)["certificates"]:
+            for key, into in (("cert_chain", leaves), ("ca_cert", roots)):
+                into.update(int(str(item["serial_number"]), 16) for item in entry.get(key) or ())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            "no list of certificates",
+            where=where,
+            observed=f"JSON of another shape: {error}",
+            expected="Envoy's /certs",
+        ) from error
     return Serials(frozenset(leaves), frozenset(roots))
 
 

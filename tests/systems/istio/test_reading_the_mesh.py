@@ -13,6 +13,7 @@ from capstan.cluster.resources import CONFIG_MAPS, MUTATING_WEBHOOKS, PODS, SECR
 from capstan.errors import InvalidInput, NotFound
 from capstan.systems.istio.layout import read_layout
 from capstan.systems.istio.observe import View, observe
+from capstan.systems.istio.secrets_dump import read_serials
 from capstan.systems.istio.source import CaFiles, Mode
 from capstan.systems.istio.versions import Version
 from capstan.trust.observation import Role
@@ -33,6 +34,10 @@ def mesh(fresh_api: Running, cluster: Cluster) -> Iterator[IstioMesh]:
     mesh = IstioMesh(fresh_api, cluster)
     yield mesh
     mesh.close()
+
+
+_KIND = b'{"configs": [{"@type": "x.SecretsConfigDump.DynamicSecret", "name": "default", "secret": %s}]}'
+ODD = (b'{"configs": [1]}', _KIND % b"[1]", _KIND % b'{"tls_certificate": 1}', _KIND % b'{"tls_certificate": [1]}')
 
 
 def look(mesh: IstioMesh, **options) -> View:
@@ -192,7 +197,9 @@ def test_an_envoy_that_names_a_file_has_not_said_what_it_holds(mesh):
     assert "/etc/certs/root-cert.pem" in peer.unreadable
 
 
-@pytest.mark.parametrize("answer", [(500, b"no"), (200, b"no json"), (200, b"[]"), (200, b'{"configs": 1}')])
+@pytest.mark.parametrize(
+    "answer", [(500, b"no"), (200, b"no json"), (200, b"[]"), (200, b'{"configs": 1}'), *((200, odd) for odd in ODD)]
+)
 def test_an_answer_that_is_no_dump_is_unreadable(mesh, answer):
     mesh.standard()
     mesh.proxy("shop", "odd", answers={ACTIVE: answer, "/config_dump": answer})
@@ -436,6 +443,12 @@ def test_a_proxy_of_the_citadel_era_is_read_from_its_files_if_they_are_what_it_l
     assert "has not loaded" in found["shop/behind"].unreadable
     assert found["shop/behind"].leaf is None
     assert found["shop/mixed"].trusts is None
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b'{"certificates": [1]}', b'{"certificates": [{"ca_cert": [{}]}]}'])
+def test_a_list_of_certificates_of_another_shape_is_refused(answer):
+    with pytest.raises(InvalidInput):
+        read_serials(answer)
 
 
 def test_a_namespace_without_a_control_plane_is_told(mesh, cluster):
