@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FIRST_RENEWAL = "LAB_FIRST_RENEWAL"
 """"random": the first renewal comes at any time until it is due, as in a mesh whose pods have not started together."""
+STUCK = "lab.capstan.dev/agent-stuck"
+""""true" on a pod: its agent signs once and never again, neither at half of the life nor for a pushed bundle."""
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -66,10 +68,11 @@ class Agent:
         self._ttl = seconds(env.get("SECRET_TTL", "24h"))
         self._ratio = float(env.get("SECRET_GRACE_PERIOD_RATIO", "0.5"))
         self._jitter = float(env.get("SECRET_GRACE_PERIOD_RATIO_JITTER", "0.01"))
+        self._stuck = (container.pod["metadata"].get("annotations") or {}).get(STUCK) == "true"
         self._of_any_age = env.get(FIRST_RENEWAL) == "random"
         self._elliptic = env.get("ECC_SIGNATURE_ALGORITHM", "") == "ECDSA"
         self._trust_domain = env.get("TRUST_DOMAIN", "cluster.local")
-        self._takes_pushes = env.get("PROXY_CONFIG_XDS_AGENT", "") == "true"
+        self._takes_pushes = env.get("PROXY_CONFIG_XDS_AGENT", "") == "true" and not self._stuck
         roots = container.path(f"{ROOTS_MOUNT}/{ROOTS_KEY}")
         self._authority = Authority(env["CA_ADDR"], resolve, roots=roots, token=container.path(TOKEN_FILE))
         self._cluster = env.get("ISTIO_META_CLUSTER_ID", "Kubernetes")
@@ -101,6 +104,8 @@ class Agent:
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, LAST_RETRY_SECONDS)
                 continue
+            if self._stuck:
+                await asyncio.Event().wait()
             retry = FIRST_RETRY_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._until_renewal() * (1 - age)):

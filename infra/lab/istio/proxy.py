@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 0.5
 LIGHT, ENVOY, GATEWAY = "light", "envoy", "gateway"
+ADMIN_SILENT = "lab.capstan.dev/admin-silent"
+""""true": nothing listens on the admin port of this pod's light proxy, as after a fault or with other bootstrap."""
 
 
 class Proxy:
@@ -50,7 +52,9 @@ class Proxy:
         self.name = f"spiffe://{self.trust_domain}/ns/{container.namespace}/sa/{account}"
         self.material: Material | None = None
         router = container.args[1:2] == ["router"]
-        wants_envoy = (container.pod["metadata"].get("annotations") or {}).get(ANNOTATION) == "true"
+        notes = container.pod["metadata"].get("annotations") or {}
+        wants_envoy = notes.get(ANNOTATION) == "true"
+        self._admin_silent = notes.get(ADMIN_SILENT) == "true"
         self.kind = GATEWAY if router else ENVOY if wants_envoy else LIGHT
         self._envoy: Envoy | None = None
         if wants_envoy:
@@ -156,7 +160,8 @@ class Proxy:
             HEALTH_PORT: self._status,
             ENVOY_PROMETHEUS_PORT: self._prometheus,
         }
-        return found if self._envoy is not None else {ADMIN_PORT: self._admin, **found}
+        silent = self._envoy is not None or self._admin_silent
+        return found if silent else {ADMIN_PORT: self._admin, **found}
 
     async def _admin(self, request: httpd.Request) -> httpd.Response:
         version = self.container.image.rpartition(":")[2]

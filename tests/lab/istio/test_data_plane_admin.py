@@ -13,7 +13,7 @@ from cryptography import x509
 
 from infra.lab.istio import admin
 from infra.lab.istio.envoy import ANNOTATION
-from infra.lab.istio.proxy import Proxy
+from infra.lab.istio.proxy import ADMIN_SILENT, Proxy
 from infra.lab.istio.sidecar import ROOTS_KEY, ROOTS_MOUNT, TOKEN_FILE
 from tests.lab.istio.data_plane import WEB, Ca, SigningServer, container, log_of, until
 
@@ -159,6 +159,21 @@ def test_a_proxy_without_a_leaf_is_not_ready(tmp_path: Path) -> None:
         assert (await client.get(f"http://{target.ip}:15021/healthz/ready")).status_code == 503
         assert proxy.roots == []
         assert not target.ready
+
+    serve(target, script, server)
+
+
+def test_a_proxy_whose_admin_port_is_silent_serves_the_mesh_all_the_same(tmp_path: Path) -> None:
+    server = SigningServer(Ca.mint())
+    target = container(tmp_path, annotations={ADMIN_SILENT: "true"})
+
+    async def script(proxy: Proxy, client: httpx.AsyncClient) -> None:
+        await until(lambda: target.ready)
+        assert proxy.material is not None
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"http://{target.ip}:15000/ready")
+        _, writer = await asyncio.open_connection(target.ip, 15006)
+        writer.close()
 
     serve(target, script, server)
 

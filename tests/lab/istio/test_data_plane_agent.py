@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from infra.lab import pki
-from infra.lab.istio.agent import Agent, renewal_ratio, seconds
+from infra.lab.istio.agent import STUCK, Agent, renewal_ratio, seconds
 from infra.lab.istio.material import Key, merged_roots
 from infra.lab.istio.mounted import CHAIN_FILE, KEY_FILE, ROOTS_FILE, MountedCertificates
 from infra.lab.istio.sidecar import ROOTS_KEY, ROOTS_MOUNT, TOKEN_FILE
@@ -111,16 +111,35 @@ def test_renewals_are_spread_by_one_per_cent_around_half() -> None:
     assert renewal_ratio(1.0, 0.5, random.Random(2)) <= 1.0
 
 
+def test_a_stuck_agent_signs_once_and_keeps_its_leaf_until_it_has_expired(tmp_path: Path) -> None:
+    server = SigningServer(Ca.mint(), seconds=1)
+    target = container(tmp_path, annotations={STUCK: "true"})
+    mount(target, server.ca.roots_pem)
+
+    async def script() -> None:
+        async with server.running(), agent(target, server) as delivered:
+            await until(lambda: delivered)
+            await asyncio.sleep(1.2)
+            assert len(delivered) == len(server.requests) == 1
+
+    asyncio.run(script())
+
+
+class NearlyDue(random.Random):
+    """An agent that finds its first leaf nearly half spent."""
+
+    def random(self) -> float:
+        return 0.999
+
+
 def test_in_a_lab_the_first_renewals_are_spread_over_the_half_life(tmp_path: Path) -> None:
     server = SigningServer(Ca.mint(), seconds=60)
     target = container(tmp_path, env={"LAB_FIRST_RENEWAL": "random"})
     mount(target, server.ca.roots_pem)
-    late = random.Random()
-    late.random = lambda: 0.999  # type: ignore[method-assign] - nearly due when it starts
 
     async def script() -> None:
         delivered: list[Material] = []
-        running = asyncio.create_task(Agent(target, WEB, server.resolve, delivered.append, rng=late).run())
+        running = asyncio.create_task(Agent(target, WEB, server.resolve, delivered.append, rng=NearlyDue()).run())
         async with server.running():
             await until(lambda: len(delivered) == 2)
             await asyncio.sleep(0.2)
