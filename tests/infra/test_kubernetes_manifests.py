@@ -201,7 +201,7 @@ def test_bindings_bind_roles_and_accounts_that_exist() -> None:
 
 def test_no_role_has_a_wildcard_and_secrets_are_permitted_by_name_only() -> None:
     roles = [*named("ClusterRole").values(), *named("Role").values()]
-    assert len(roles) == 7
+    assert len(roles) == 8
     for role in roles:
         for rule in role["rules"]:
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
@@ -213,7 +213,7 @@ def test_no_role_has_a_wildcard_and_secrets_are_permitted_by_name_only() -> None
 
 def test_the_reader_can_change_nothing() -> None:
     readers = [item for kind in ("ClusterRole", "Role") for item in named(kind).values() if _reads(item)]
-    assert len(readers) == 3
+    assert len(readers) == 4
     changing = [
         (resource, verb)
         for role in readers

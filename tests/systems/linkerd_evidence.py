@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import datetime as dt
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from capstan.trust.observation import ClusterObservation, Issuer, Leaf, Owner, P
 from tests.pki.ca import CLIENT, DAY, NOW, SERVER, Pair, make
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable
 
     from capstan.pki.inspect import Certificate
@@ -177,6 +177,7 @@ def healthy(
     view = View(layout, bundle, issuer.certificate, live, certificates, observation)
     evidence = Evidence(
         now=NOW,
+        clocks_read=NOW,
         view=view,
         values={
             "highAvailability": True,

@@ -28,6 +28,7 @@ def clock_check(evidence: Evidence) -> CheckResult:
     about = PRE_SETUP, "no clock skew detected", "pre-k8s-clock-skew", Severity.WARNING
     if evidence.nodes.problem:
         return result(*about, f"the nodes cannot be read: {evidence.nodes.problem}")
+    now = evidence.clocks_read
     leases = {item["metadata"]["name"]: item for item in evidence.leases.value}
     allowance = timedelta(seconds=max(evidence.view.layout.clock_skew, 1.0))
     found, by_their_rule, judged = [], [], 0
@@ -37,14 +38,14 @@ def clock_check(evidence: Evidence) -> CheckResult:
         if heartbeat is None:
             continue  # a node that is not ready says nothing by its silence
         judged += 1
-        if abs(evidence.now - heartbeat) > ALLOWED:
+        if abs(now - heartbeat) > ALLOWED:
             by_their_rule.append(name)
         renewed = _renewed(leases.get(name))
         if renewed is None:
-            if abs(evidence.now - heartbeat) > ALLOWED:
-                found.append(f"{name}: its last heartbeat is {_apart(heartbeat, evidence.now)}")
-        elif renewed - evidence.now > allowance or evidence.now - renewed > _life(leases[name]) + allowance:
-            found.append(f"{name}: it renewed its Lease {_apart(renewed, evidence.now)}")
+            if abs(now - heartbeat) > ALLOWED:
+                found.append(f"{name}: its last heartbeat is {_apart(heartbeat, now)}")
+        elif renewed - now > allowance or now - renewed > _life(leases[name]) + allowance:
+            found.append(f"{name}: it renewed its Lease {_apart(renewed, now)}")
     if not judged:
         return skipped(*about, "no node is ready")
     note = ""

@@ -91,6 +91,7 @@ class Evidence:
         extensions: Namespaces of extensions.
         extension_pods: Pods in those namespaces, meshed or not.
         leases: Of the nodes.
+        clocks_read: When nodes and Leases were read, by our clock: a Lease renewed since `now` is not ahead of it.
     """
 
     now: datetime
@@ -107,6 +108,7 @@ class Evidence:
     extension_pods: Answer[tuple[Object, ...]]
     replicas: tuple[Replica, ...]
     hooks: tuple[HookReading, ...]
+    clocks_read: datetime
     has_config: bool = True
     since: timedelta = field(default=RECENT)
 
@@ -172,6 +174,7 @@ def gather(
         replica_sets=Answer.to(lambda: cluster.list(REPLICA_SETS, namespace).items, none),
         nodes=Answer.to(lambda: cluster.list(NODES).items, none),
         leases=Answer.to(lambda: cluster.list(LEASES, NODE_LEASES).items, none),
+        clocks_read=clock(),
         events=Answer.to(lambda: _identity_events(cluster, namespace), none),
         extensions=extensions,
         extension_pods=extension_pods,

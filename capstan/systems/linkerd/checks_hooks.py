@@ -134,10 +134,10 @@ def read_hook(cluster: Cluster, hook: Hook, namespace: str, pods: Iterable[Objec
     """Read one server. What cannot be read is a problem, no exception."""
     problems: list[str] = []
     configuration = _find(cluster, hook.resource, hook.configuration, "", problems)
-    secret = next(
-        (item for name in hook.secrets if (item := _find(cluster, SECRETS, name, namespace, problems)) is not None),
-        None,
-    )
+    # The older names are asked for only where there is something that uses them: each needs a right of its own.
+    names = hook.secrets if configuration is not None else hook.secrets[:1]
+    found = (_find(cluster, SECRETS, name, namespace, problems) for name in names)
+    secret = next((item for item in found if item is not None), None)
     if configuration is None and secret is None and not problems:
         return HookReading(hook, namespace, installed=False)
     anchors = Bundle()
