@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cryptography.exceptions import InvalidSignature
 
 from infra.lab import pki
-from infra.lab.linkerd import httpd
 from infra.lab.services import is_ready
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from infra.lab.client import Informer
     from infra.lab.kubelet.runtime import Container
-    from infra.lab.outage import Outages
 
 DEFAULT_RATE = 60.0
 TIMEOUT_SECONDS = 20.0
@@ -253,71 +251,10 @@ class Prober:
         if error:
             self.counts.failed += 1
             if len(self.counts.failures) < MAX_KEPT_FAILURES:
-                known = _issuers(self._mesh)
+                known = issuers(self._mesh)
                 self.counts.failures.append(
                     Failure(_now(), _party(client, material, known), _party(server, server.material, known), error)
                 )
-
-
-# --- what others can ask --------------------------------------------------------------------------------------------
-
-
-class Control:
-    """The lab's control endpoint, apart from its API server and alive while that is not (loopback, no authentication).
-
-    GET /healthz; GET /prober; POST /prober/reset; GET /pods; POST /outage (`infra.lab.outage`).
-    """
-
-    def __init__(self, mesh: Mesh, prober: Prober, outages: Outages) -> None:
-        self._mesh = mesh
-        self._prober = prober
-        self._outages = outages
-
-    async def handle(self, request: httpd.Request) -> httpd.Response:
-        """Answer one request."""
-        match request.method, request.path:
-            case "GET", "/healthz":
-                return httpd.Response.text("ok\n")
-            case "GET", "/prober":
-                return httpd.Response.json(self._prober.counts.to_json())
-            case "POST", "/prober/reset":
-                before = self._prober.counts.to_json()
-                self._prober.reset()
-                return httpd.Response.json(before)
-            case "GET", "/pods":
-                known = _issuers(self._mesh)
-                found = [_describe(proxy, known) for proxy in self._mesh.proxies.values()]
-                return httpd.Response.json(found + self._mesh.others())
-            case "POST", "/outage":
-                return self._outages.begin(request.body)
-            case _:
-                return httpd.NOT_FOUND
-
-
-def _describe(proxy: Proxy, known: Sequence[x509.Certificate]) -> dict[str, Any]:
-    """What a proxy truly holds; full fingerprints."""
-    found: dict[str, Any] = {
-        "namespace": proxy.container.namespace,
-        "pod": proxy.container.pod_name,
-        "uid": proxy.uid,
-        "kind": proxy.kind,
-        "ip": proxy.container.ip,
-        "node": proxy.container.node,
-        "identity": proxy.name,
-        "stopping": proxy.stopping,
-        "roots": [pki.fingerprint(root) for root in proxy.roots],
-        "leaf": None,
-    }
-    if proxy.material is not None:
-        leaf = proxy.material.leaf
-        found["leaf"] = {
-            "fingerprint": pki.fingerprint(leaf),
-            "issuer": issuer_fingerprint(leaf, known),
-            "serial": leaf.serial_number,
-            "not_before": leaf.not_valid_before_utc.isoformat(),
-            "not_after": leaf.not_valid_after_utc.isoformat(),
-        }
-    return found
 
 
 def _party(proxy: Proxy, material: Material | None, known: Sequence[x509.Certificate]) -> Party:
@@ -329,7 +266,7 @@ def _party(proxy: Proxy, material: Material | None, known: Sequence[x509.Certifi
     return Party(_pod_name(proxy), roots, pki.fingerprint(leaf)[:12], issuer, leaf.not_valid_after_utc.isoformat())
 
 
-def _issuers(mesh: Mesh) -> list[x509.Certificate]:
+def issuers(mesh: Mesh) -> list[x509.Certificate]:
     """The issuers in the proxies' chains, and their roots: one of them has signed each leaf."""
     found: dict[x509.Certificate, None] = {}
     for proxy in mesh.proxies.values():

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Self
 from infra.lab.aks.install import AksOptions
 from infra.lab.apiserver import ApiServer
 from infra.lab.client import KubeClient
+from infra.lab.control import Control
 from infra.lab.controllers import Cluster, start_cluster
 from infra.lab.istio import manifests as istio
 from infra.lab.kubelet.runtime import Programs
 from infra.lab.linkerd import httpd, manifests
 from infra.lab.outage import Outages
-from infra.lab.prober import DEFAULT_RATE, Control, Prober
+from infra.lab.prober import DEFAULT_RATE, Prober
 from infra.lab.services import ServiceAddresses, ServiceProxy
 from infra.lab.systems.aks_istio import AksIstio
 from infra.lab.systems.istio import Istio
