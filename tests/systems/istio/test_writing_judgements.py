@@ -12,7 +12,9 @@ from capstan.cluster.resources import CONFIG_MAPS, CRON_JOBS
 from capstan.cluster.workloads import PodRef
 from capstan.errors import GateRefused
 from capstan.pki.bundle import Bundle
-from capstan.systems.istio import changing, data_plane, delivery, settle
+from capstan.pki.keys import PrivateKey
+from capstan.systems.base import IssuerMaterial
+from capstan.systems.istio import changing, data_plane, delivery, redate, settle
 from capstan.systems.istio.cacerts import CacertsSource
 from capstan.systems.istio.istiods import Istiod
 from capstan.systems.istio.key_vault import Kept
@@ -23,7 +25,7 @@ from capstan.systems.istio.source import Mode
 from capstan.systems.istio.versions import Taken, parse_version
 from capstan.trust.observation import ClusterObservation, Issuer, Leaf, Owner, Peer, Role, Signer
 from tests.pki.ca import NOW
-from tests.systems.istio.test_writing_redate import control_plane
+from tests.systems.istio.test_writing_redate import control_plane, istiods_root
 from tests.systems.istio.writing import Ca, clock, entries_of, make_secret, new_namespace, pem
 
 if TYPE_CHECKING:
@@ -246,6 +248,32 @@ def test_ztunnels_that_keep_their_first_roots_are_restarted_while_both_are_trust
 ) -> None:
     found = data_plane.outdated_ztunnels(view(proxies=(proxy(kind="ztunnel", version=version), proxy())))
     assert found == ((Owner("DaemonSet", "istio-system", "ztunnel"),) if outdated else ())
+
+
+# --- re-dating ---------------------------------------------------------------------------------------------------
+
+
+def test_whoever_does_not_have_the_redated_root_is_waited_for_but_places_of_another_ca_are_not() -> None:
+    old = istiods_root()
+    new = redate.redated(IssuerMaterial((old.certificate,), PrivateKey(old.key)), dt.timedelta(days=3650), NOW)
+    was, now = frozenset({old.certificate.fingerprint}), frozenset({new.fingerprint})
+    foreign = frozenset({A.fingerprint})
+    seen = view(
+        (istiod(signer(roots=now)), istiod(signer(roots=was, name="late"))),
+        (
+            proxy(roots=now),
+            proxy(roots=was, pod="late-1"),
+            proxy(roots=None, pod="mute-1"),
+            proxy(roots=was, leaving=True),
+        ),
+    )
+    places = (("configmap a", now), ("configmap b", was), ("configmap c", frozenset()), ("webhook", foreign))
+    known = {**seen.certificates, old.certificate.fingerprint: old.certificate, new.fingerprint: new}
+    seen = replace(seen, certificates=known, observation=replace(seen.observation, declared=places))
+    behind = " | ".join(redate.not_redated(seen, new.fingerprint))
+    for name in ("pod istio-system/late", "configmap b", "configmap c", "lab/shop/late-1", "lab/shop/mute-1"):
+        assert name in behind
+    assert behind.count(" | ") == 4
 
 
 # --- delivery ----------------------------------------------------------------------------------------------------
