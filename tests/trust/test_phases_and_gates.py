@@ -237,8 +237,8 @@ def test_every_observation_has_a_phase_and_an_answer_at_every_gate(
     opened = [may_enter(each, observation, old, new, NOW, old_leaf_refused=True).open for each in Phase]
     assert opened == sorted(opened, reverse=True)  # an open gate implies the earlier ones
     if phase is Phase.DONE:
-        assert all(c.bundle == {NEW} for c in observation.clusters)
-        assert all(p.trusts == {NEW} for p in observation.peers)
+        assert all(c.bundle == only(NEW) for c in observation.clusters)
+        assert all(p.trusts == only(NEW) for p in observation.peers)
 
 
 def with_peer(observation: Observation, changed: Peer) -> Observation:
