@@ -85,7 +85,7 @@ def outdated(secrets: tuple[WorkloadSecret, ...], root: Fingerprint) -> tuple[st
     return tuple(
         f"{secret.name}: {secret.problem or 'holds ' + ', '.join(sorted(each[:8] for each in secret.roots or ()))}"
         for secret in secrets
-        if secret.roots != {root}
+        if secret.roots != frozenset({root})
     )
 
 

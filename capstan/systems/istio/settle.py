@@ -19,14 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from capstan.cluster.resources import CONFIG_MAPS, SECRETS
 from capstan.cluster.restart import Restarted, RestartReport, Skipped, Step, restart_workloads
 from capstan.errors import GateRefused, GateTimedOut
-from capstan.systems.istio import delivery, preflight, versions
+from capstan.systems.istio import delivery, preflight
 from capstan.systems.istio.data_plane import outdated_ztunnels
 from capstan.systems.istio.key_vault import KeyVaultSource
-from capstan.systems.istio.layout import CITADEL_CONTAINER, ROOT_CERT_KEY, read_layout, short
-from capstan.systems.istio.versions import CaChange, Taken, how_taken
+from capstan.systems.istio.layout import read_layout, short
+from capstan.systems.istio.predicting import predict
+from capstan.systems.istio.versions import Taken
 from capstan.trust.observation import Fingerprint, Owner
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from capstan.systems.istio.layout import Revision
     from capstan.systems.istio.observe import View
     from capstan.systems.istio.source import CaSource
-    from capstan.systems.istio.versions import Prediction
 
 ROUNDS: Final = 3  # restarts of one revision: a pod may be born before its node has the new files
 POLL: Final = 1.0
@@ -319,40 +318,6 @@ def _restart_until_right(settling: _Settling, owner: Owner, wrong: Callable[[], 
             where=f"{owner} in cluster {settling.cluster.name}", observed="; ".join(found[:10]),
             expected=str(settling.want), next_command=f"kubectl logs -n {owner.namespace} deployment/{owner.name}",
         )  # fmt: skip
-
-
-def predict(cluster: Cluster, source: CaSource, view: View, revision: Revision) -> Prediction:
-    """What this revision's running replicas make of what is at the source now."""
-    if revision.container == CITADEL_CONTAINER:
-        return versions.Prediction(Taken.RESTART, "Citadel reads its CA at its start only")
-    files = source.read()
-    ours = [istiod for istiod in view.istiods if istiod.revision == revision.name and not istiod.leaving]
-    before = _text_before(cluster, view)
-    if _older_than_source(cluster, view, revision):
-        before = ""
-    oldest = min((istiod.version for istiod in ours if istiod.version), default=revision.version)
-    env = ours[0].env if ours else revision.env
-    signer = view.issuer is not None and any(each.signer.issuer != view.issuer.fingerprint for each in ours)
-    return how_taken(oldest, env, CaChange(before, files.root_cert, signer=signer))
-
-
-def _text_before(cluster: Cluster, view: View) -> str:
-    """The text of the roots that istiod works with: it writes it into its ConfigMap byte for byte."""
-    item = cluster.find(CONFIG_MAPS, view.layout.config_map, view.layout.namespace)
-    return str(((item or {}).get("data") or {}).get(ROOT_CERT_KEY, ""))
-
-
-def _older_than_source(cluster: Cluster, view: View, revision: Revision) -> bool:
-    """Whether a replica started before the Secret was there: it has no watcher on files that did not exist."""
-    volume = revision.ca_volume
-    if volume is None or volume.kind != "secret":
-        return False
-    secret = cluster.find(SECRETS, volume.name, view.layout.namespace)
-    created = str(((secret or {}).get("metadata") or {}).get("creationTimestamp", ""))
-    started = [str(pod.get("status", {}).get("startTime", "")) for pod in revision.pods]
-    # RFC 3339 in UTC with whole seconds: their order is that of the texts. Within one second nobody knows; a reload
-    # that does not come is noticed.
-    return bool(created) and any(each and each < created for each in started)
 
 
 def _await_places(settling: _Settling, roots: frozenset[Fingerprint]) -> None:

@@ -20,6 +20,7 @@ from capstan.systems.istio.istiods import Istiod
 from capstan.systems.istio.key_vault import Kept
 from capstan.systems.istio.layout import Layout, Revision, read_layout
 from capstan.systems.istio.observe import View
+from capstan.systems.istio.predicting import predict
 from capstan.systems.istio.proxies import Proxy
 from capstan.systems.istio.source import Mode
 from capstan.systems.istio.versions import Taken, parse_version
@@ -210,7 +211,7 @@ def test_what_a_running_istiod_makes_of_the_files_follows_its_oldest_replica(sha
     def taken(*istiods: Istiod) -> Taken:
         seen = view(istiods)
         seen = replace(seen, layout=replace(seen.layout, namespace=namespace))
-        return settle.predict(shared, source, seen, seen.layout.revisions[0]).taken
+        return predict(shared, source, seen, seen.layout.revisions[0]).taken
 
     assert taken(istiod(signer(), env=hot)) is Taken.HOT
     assert taken(istiod(signer())) is Taken.RESTART
