@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 LIST = Path(__file__).with_name("points.txt")
 
@@ -148,23 +148,28 @@ def die_now() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def listed() -> list[str]:
+def listed(file: Path = LIST) -> list[str]:
     """All points, in the order in which a rotation passes them."""
-    return [line for line in LIST.read_text().splitlines() if line and not line.startswith("#")]
+    return [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
 
 
-def chains(points: Sequence[str], count: int) -> list[list[str]]:
+def chains(
+    points: Sequence[str], count: int, zones: Callable[[Sequence[str]], Iterable[str]] | None = None
+) -> list[list[str]]:
     """Share the points out among rotations, each of which dies at its points in order and is run again each time.
 
     Once all workloads are restarted, a phase is done and a later run passes over it; so a rotation can die only once
     between the first of these restarts and the end of the phase. Elsewhere the later points are met again.
+
+    Args:
+        zones: For each point, the stretch of which a rotation may die only at one; Linkerd's by default.
 
     Raises:
         ValueError: There are more such points in a row than rotations.
     """
     shared: list[list[str]] = [[] for _ in range(count)]
     used: list[set[str]] = [set() for _ in range(count)]
-    for point, zone in zip(points, _zones(points), strict=True):
+    for point, zone in zip(points, (zones or _zones)(points), strict=True):
         free = [index for index in range(count) if not zone or zone not in used[index]]
         if not free:
             raise ValueError(f"{zone} has more than {count} points")
