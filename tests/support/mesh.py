@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import itertools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from capstan.cluster.resources import DEPLOYMENTS, NAMESPACES, NODES, PODS, REPL
 from capstan.errors import Conflict
 from capstan.pki.inspect import Certificate
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
+from infra.lab.kubelet.addresses import AddressPool
 from infra.lab.kubelet.server import KubeletServer
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 Answer = tuple[int, bytes]
-_addresses = itertools.count(2)
 
 
 def root(name: str, now: datetime | None = None, **policy: Any) -> Minted:
@@ -228,6 +227,7 @@ class Mesh:
     def __init__(self, running: Running, cluster: Cluster) -> None:
         self.cluster = cluster
         self.ports = Ports()
+        self._pool = AddressPool()
         self._running = running
         self._addresses: dict[tuple[str, str], str] = {}
         kubelet: Any = SimpleNamespace(name="node-1", worker=self._worker, workers={})
@@ -282,8 +282,7 @@ class Mesh:
         metadata["ownerReferences"] = [owner] if owner else []
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {**spec, "nodeName": "node-1"}}
         self.cluster.create(PODS, body)
-        number = next(_addresses)
-        address = f"127.99.{number // 250}.{number % 250 + 2}"
+        address = self._pool.take()
         self._addresses[namespace, name] = address
         if running:
             self.set_status(namespace, name, spec)
@@ -332,6 +331,7 @@ class Mesh:
     def close(self) -> None:
         """Stop every port and the node."""
         self.ports.close()
+        self._pool.close()
         self._running.call(self._kubelet.stop())
 
 
