@@ -70,7 +70,9 @@ def open_rotation(
         }
         stores = {name: RecordStore(cluster, domain.name, lease=locks[name]) for name, cluster in clusters.items()}
         with audited_step("begin"):
-            record, resumed = begin_record(domain, rotation, systems, stores, now, owner, take_over=take_over, kind=kind)
+            record, resumed = begin_record(
+                domain, rotation, systems, stores, now, owner, take_over=take_over, kind=kind
+            )
         vault = open_vault(domain.vault_url())
         notes = moved(domain, record)  # the file first, then the note of it: killed in between, the file is found
         evidence = open_account(

@@ -59,7 +59,9 @@ def test_an_unfinished_rotation_of_another_kind_is_named_and_refused(
         begin_record(domain, None, {}, {"east": store}, lambda: NOW, Unclaimed(), take_over=False, kind=wanted)
     assert "r-1" in refused.value.observed
     assert "unfinished" in refused.value.observed
-    found, resumed = begin_record(domain, None, {}, {"east": store}, lambda: NOW, Unclaimed(), take_over=False, kind=None)
+    found, resumed = begin_record(
+        domain, None, {}, {"east": store}, lambda: NOW, Unclaimed(), take_over=False, kind=None
+    )
     assert (found.kind, resumed) == (present, True)  # a roll-back takes whatever there is
 
 
