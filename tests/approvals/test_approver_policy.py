@@ -83,6 +83,7 @@ def pem(key: rsa.RSAPrivateKey) -> str:
         (public_line(rsa.generate_private_key(65537, 1024)), "1024 bits"),
         (certificate(ec.generate_private_key(ec.SECP256K1()), "ada").pem(), "ECDSA on secp256k1"),
     ],
+    ids=["nothing", "cut off", "no certificate", "two certificates", "a short RSA key", "another curve"],
 )
 def test_a_key_that_cannot_count_is_refused_with_the_reason(key: str, observed: str) -> None:
     error = refusal(domain(ApproverKey(name="ada", key=key)))
