@@ -136,7 +136,7 @@ _HOOKS = tuple(hook(item) for item in HOOKS) + tuple(hook(item, "linkerd-viz") f
 def viz() -> tuple[dict[str, Any], ...]:
     found = []
     for component in ("web", "tap", "metrics-api", "tap-injector"):
-        item = pod("linkerd-viz", f"{component}-1", containers=(component,))
+        item = pod("linkerd-viz", f"{component}-v1", containers=(component,))
         item["metadata"]["labels"]["component"] = component
         found.append(item)
     return tuple(found)

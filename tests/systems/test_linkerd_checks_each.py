@@ -1,4 +1,4 @@
-"""Every check of a Linkerd: it passes on a healthy mesh, and fails under Linkerd's own words when its subject is broken."""
+"""Every check of a Linkerd: passes on a healthy mesh, fails under Linkerd's own words when its subject is broken."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tests.systems.linkerd_evidence import (
     check,
     encoded,
     healthy,
+    key_pem,
     leaf,
     lease,
     namespace,
@@ -37,6 +38,7 @@ from tests.systems.linkerd_evidence import (
     with_view,
 )
 
+P384 = make("r", key=ec.generate_private_key(ec.SECP384R1()))
 FATAL, ERROR, WARNING = Severity.FATAL, Severity.ERROR, Severity.WARNING
 HINTS = "https://linkerd.io/2/checks/#"
 TRUST_PAGE = "https://linkerd.io/2/tasks/manually-rotating-control-plane-tls-credentials/"
@@ -168,7 +170,7 @@ CASES = [
     case(
         "linkerd-identity", "trust anchors are using supported crypto algorithm",
         "l5d-identity-trustAnchors-use-supported-crypto", FATAL,
-        lambda: healthy(bundle=Bundle.of(ROOT.certificate, make("r", key=ec.generate_private_key(ec.SECP384R1())).certificate)),
+        lambda: healthy(bundle=Bundle.of(ROOT.certificate, P384.certificate)),
         "ECDSA P-384",
     ),
     case(
@@ -190,8 +192,8 @@ CASES = [
         "RSA 2048",
     ),
     case(
-        "linkerd-identity", "issuer cert is within its validity period", "l5d-identity-issuer-cert-is-time-valid", FATAL,
-        lambda: replace(healthy(), now=ISSUER.certificate.not_after + DAY), "expired on",
+        "linkerd-identity", "issuer cert is within its validity period", "l5d-identity-issuer-cert-is-time-valid",
+        FATAL, lambda: replace(healthy(), now=ISSUER.certificate.not_after + DAY), "expired on",
     ),
     case(
         "linkerd-identity", "issuer cert is valid for at least 60 days",
@@ -221,7 +223,8 @@ CASES = [
     ),
     case(
         "linkerd-control-plane-proxy", "control plane proxies are up-to-date", "l5d-cp-proxy-version", WARNING,
-        lambda: with_pod(healthy(), "linkerd-destination-1", other_version), "linkerd/linkerd-destination-1 (stable-2.14.10)",
+        lambda: with_pod(healthy(), "linkerd-destination-1", other_version),
+        "linkerd/linkerd-destination-1 (stable-2.14.10)",
     ),
     case(
         "linkerd-data-plane", "data plane proxies are ready", "l5d-data-plane-ready", FATAL,
@@ -234,7 +237,8 @@ CASES = [
     case(
         "linkerd-data-plane", "data plane pod labels are configured correctly", "l5d-data-plane-pod-labels", WARNING,
         lambda: with_pod(
-            healthy(), "web-1", lambda item: item["metadata"]["labels"].update({"config.linkerd.io/skip-outbound-ports": "1"})
+            healthy(), "web-1",
+            lambda item: item["metadata"]["labels"].update({"config.linkerd.io/skip-outbound-ports": "1"}),
         ),
         "shop/web-1: config.linkerd.io/skip-outbound-ports",
     ),
@@ -254,20 +258,21 @@ CASES = [
     ),
     case(
         "linkerd-viz", "linkerd-viz pods are injected", "l5d-viz-pods-injection", WARNING,
-        lambda: with_pod(healthy(), "web-1", lambda item: item["spec"].update(initContainers=[])), "linkerd-viz/web-1",
+        lambda: with_pod(healthy(), "web-v1", lambda item: item["spec"].update(initContainers=[])),
+        "linkerd-viz/web-v1",
     ),
     case(
         "linkerd-viz", "viz extension pods are running", "l5d-viz-pods-running", WARNING,
-        lambda: with_pod(healthy(), "tap-injector-1", lambda item: item["status"].update(phase="Failed")),
+        lambda: with_pod(healthy(), "tap-injector-v1", lambda item: item["status"].update(phase="Failed")),
         "no pod of tap-injector",
     ),
     case(
         "linkerd-viz", "viz extension proxies are healthy", "l5d-viz-proxy-healthy", WARNING,
-        lambda: with_pod(healthy(), "tap-1", not_ready), "linkerd-viz/tap-1",
+        lambda: with_pod(healthy(), "tap-v1", not_ready), "linkerd-viz/tap-v1",
     ),
     case(
         "linkerd-viz", "viz extension proxies are up-to-date", "l5d-viz-proxy-cp-version", WARNING,
-        lambda: with_pod(healthy(), "tap-1", other_version), "linkerd-viz/tap-1 (stable-2.14.10)",
+        lambda: with_pod(healthy(), "tap-v1", other_version), "linkerd-viz/tap-v1 (stable-2.14.10)",
     ),
     case(
         "linkerd-multicluster", "multicluster extension proxies are healthy", "l5d-multicluster-proxy-healthy", WARNING,
@@ -292,7 +297,8 @@ CASES = [
     ),
     case(
         "capstan-trust", "every proxy trusts every other proxy's leaf", TRUST_PAGE, FATAL,
-        lambda: with_peer(healthy(), "web-1", leaf=replace(leaf(), anchors=frozenset())), "east/shop/web-1 is not trusted by",
+        lambda: with_peer(healthy(), "web-1", leaf=replace(leaf(), anchors=frozenset())),
+        "east/shop/web-1 is not trusted by",
     ),
     case(
         "capstan-trust", "every leaf was signed by the configured issuer", TRUST_PAGE, WARNING,
@@ -330,7 +336,9 @@ CASES = [
     case(
         "capstan-trust", "trust anchors can be told apart", TRUST_PAGE, ERROR,
         lambda: healthy(
-            bundle=Bundle.of(ROOT.certificate, make("root.linkerd.cluster.local", ski=False, end=NOW + YEAR).certificate)
+            bundle=Bundle.of(
+                ROOT.certificate, make("root.linkerd.cluster.local", ski=False, end=NOW + YEAR).certificate
+            )
         ),
         "same subject",
     ),
@@ -433,17 +441,11 @@ def test_only_what_is_younger_than_since_counts():
 
 
 def test_a_secret_with_the_key_of_another_certificate_is_no_issuer():
-    swapped = with_secret(healthy(), lambda item: item["data"].update({"key.pem": _other_key()}))
+    swapped = with_secret(healthy(), lambda item: item["data"].update({"key.pem": encoded(key_pem(OTHER))}))
     found = check(swapped, "certificate config is valid")
     assert found.status is Status.ERROR
     assert "key.pem is not the key of the certificate in crt.pem" in found.message
     assert "PRIVATE KEY" not in found.message
-
-
-def _other_key():
-    from tests.systems.linkerd_evidence import key_pem
-
-    return encoded(key_pem(OTHER))
 
 
 def test_an_issuer_in_text_that_identity_cannot_read_is_named():

@@ -175,7 +175,9 @@ def _anchors(configuration: Object, hook: Hook, problems: list[str]) -> Bundle:
         webhooks = configuration.get("webhooks") or []
         if len(webhooks) != 1:
             problems.append(f"{hook.configuration} has {len(webhooks)} webhooks, expected 1")
-        client = (webhooks[0].get("clientConfig") or {}) if webhooks else {}
+        if not webhooks:
+            return Bundle()
+        client = webhooks[0].get("clientConfig") or {}
     encoded = client.get("caBundle") or ""
     if not encoded:
         annotations = configuration["metadata"].get("annotations") or {}
