@@ -72,8 +72,7 @@ def enable(about: About) -> str:
         f"Gives the Istio add-on of trust domain **{about.domain.name}** ({_clusters(about.domain)}) a CA from Key "
         "Vault: root and intermediate are made, uploaded, and named in the cluster's profile. Refused where the mesh "
         "runs with a self-signed CA: that has to be disabled first.",
-        "- **Begins** when a person starts it; it has no schedule.",
-        f"- **Asks** before it changes the cluster. {_who(about.domain)}",
+        "- **Begins** when a person starts it, who has decided it thereby: nobody is asked again. It has no schedule.",
         *_keys(about.domain),
     )
 
