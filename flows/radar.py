@@ -13,13 +13,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from capstan.approvals.policy import approver_policy
-from capstan.config import TrustDomain
+from capstan.config import System, TrustDomain
 from capstan.rotation.expiry import Finding, Level, WarnBefore, findings, worst
 from capstan.systems.base import observe_domain
 from capstan.systems.opening import open_systems
 from flows.errors import prefect_errors
 from flows.events import EventName, raise_event
 
+# Which flow gives a trust domain its next root.
+_ROTATES = {System.LINKERD: "linkerd-trust-anchor", System.ISTIO: "istio-root", System.AKS_ISTIO: "aks-istio-root"}
 _SHOWN = 5  # findings named in a notification; the artifact has all
 
 
@@ -84,7 +86,7 @@ def _told(domain: TrustDomain, found: Sequence[Finding], level: Level) -> dict[s
         "message": f"{level}: {'; '.join(sentences[:_SHOWN])}{more}",
         "level": level.value,
         "findings": [{"level": item.level.value, "text": _sentence(item)} for item in urgent],
-        "next_command": f"capstan check; when it is to be rotated: launch linkerd-trust-anchor/{domain.name}",
+        "next_command": f"capstan check; when it is to be rotated: launch {_ROTATES[domain.system]}/{domain.name}",
     }
 
 
