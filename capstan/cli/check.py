@@ -11,8 +11,10 @@ from rich.text import Text
 
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, stdout
+from capstan.config import System
 from capstan.errors import InvalidInput
-from capstan.systems.base import RECENT, CheckResult, Severity, Status
+from capstan.systems.base import RECENT, CheckResult, Severity, Status, observe_domain
+from capstan.systems.linkerd.checks_clusters import shared_anchors
 from capstan.systems.opening import open_systems
 
 _MARKS = {
@@ -52,6 +54,8 @@ def check(
     clusters, systems = open_systems(domain)
     try:
         results = {name: system.checks(now=datetime.now(UTC), since=since) for name, system in systems.items()}
+        if len(systems) > 1 and domain.system is System.LINKERD:
+            results["all clusters"] = (shared_anchors(observe_domain(tuple(systems.values())).clusters),)
     finally:
         for cluster in clusters.values():
             cluster.close()

@@ -185,4 +185,6 @@ def _turned_away(outcome: Outcome, *, back: bool) -> tuple[str, str]:
     if outcome.kind == "issuer":
         which = "new intermediate" if back else "old intermediate"
         return which, "signs no more; whoever trusts the root trusts it until it ends"
+    if outcome.kind == "re-date":
+        return "key", "the one there was: each of the two dates verifies what the other has signed"
     return ("new root" if back else "old root"), _refused(outcome)
