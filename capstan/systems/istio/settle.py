@@ -290,8 +290,8 @@ def _settle_revision(settling: _Settling, revision: Revision, way: delivery.Deli
         if found:
             settling.say(owner, f"restarting: {prediction.why}")
             _restart_until_right(settling, owner, wrong)
-    if renew:
-        settling.restart(owner, settling.stamp)  # only waits where the restart above was for this stamp
+    if renew and len(settling.restarted) == before:
+        settling.restart(owner, settling.stamp)
         found = settling.wait(owner, wrong, AFTER_RESTART, "asking the new replicas")
         if found:
             _restart_until_right(settling, owner, wrong)
