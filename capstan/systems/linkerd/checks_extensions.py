@@ -57,7 +57,7 @@ def _multicluster(evidence: Evidence, namespace: str) -> Iterable[CheckResult]:
     """A gateway's clients are in another cluster: it must trust them, and they it."""
     yield skipped(
         MULTICLUSTER, "clusters share trust anchors", "l5d-multicluster-clusters-share-anchors", Severity.ERROR,
-        "name every cluster (--context EAST --context WEST): each is asked itself, down to its proxies; linkerd"
+        "judged over all clusters that are named (--context EAST --context WEST), each asked itself; linkerd"
         " multicluster check compares a value of two linkerd-configs, which may both be empty",
     )  # fmt: skip
     yield from _proxies(evidence, namespace, MULTICLUSTER, "multicluster", "l5d-multicluster-proxy")
