@@ -152,7 +152,7 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
         home = tmp_path / "reader"
         for command, code in (("check", 0), ("plan", 2), ("status", 0)):
             read = run(command, "-o", "json", home=home, kubeconfig=reader)
-            assert read.code == code, f"{command}: {read.stderr}"
+            assert read.code == code, f"{command}: {read.stderr}{read.stdout}"
         look(TrustDomain(clusters=(ClusterRef(kubeconfig=str(reader)),)), WarnBefore(), datetime.now(UTC))
         use_what_only_a_race_needs(reader)
         refused = run("rotate", "--approve", "auto", "-o", "json", home=home, kubeconfig=reader)
