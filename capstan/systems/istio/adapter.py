@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from capstan.cluster.peer_tls import ClientCertificate
@@ -11,6 +12,7 @@ from capstan.errors import InvalidInput
 from capstan.systems.base import RECENT
 from capstan.systems.istio import changing, data_plane, probe, settle
 from capstan.systems.istio import checks as checking
+from capstan.systems.istio.key_vault import KeyVaultSource
 from capstan.systems.istio.layout import read_layout
 from capstan.systems.istio.observe import CONCURRENCY, PEER_TIMEOUT, View, observe
 from capstan.systems.istio.opening import open_source
@@ -78,9 +80,10 @@ class Istio:
         if self.plugin_ca is None:
             return open_source(self.cluster, self.namespace, None, accept=self.accept, now=self._now)
         if self._vault_source is None:  # a credential and its token are used for the whole run
-            self._vault_source = open_source(
-                self.cluster, self.namespace, self.plugin_ca, accept=self.accept, now=self._now
-            )
+            source = open_source(self.cluster, self.namespace, self.plugin_ca, accept=self.accept, now=self._now)
+            if isinstance(source, KeyVaultSource):
+                source.before_switch = partial(settle.await_chain, self.cluster, self.namespace, source)
+            self._vault_source = source
         return self._vault_source
 
     def view(self, known: Iterable[Certificate] = ()) -> View:

@@ -155,11 +155,19 @@ def material_of(files: CaFiles, key: PrivateKey, where: str) -> IssuerMaterial:
 
 
 def between(signer: Certificate, files: CaFiles, where: str) -> tuple[Certificate, ...]:
-    """The signing CA first, then the CAs of cert-chain.pem that are no roots, in order."""
+    """The signing CA first, then the CAs of cert-chain.pem that stand between it and a root, in order.
+
+    Others may stand there, too: what was signed by the CA before needs its chain as long as it lives.
+    """
     roots = certificates_of(files.root_cert, where)
     chain = certificates_of(files.cert_chain, where)
-    above = [each for each in chain if each != signer and each not in roots and not each.self_signed]
-    return (signer, *dict.fromkeys(above))
+    path = [signer]
+    while path[-1] not in roots and not path[-1].self_signed:
+        above = [each for each in chain if path[-1].signed_by(each) and each not in path and each not in roots]
+        if not above or above[0].self_signed:
+            break
+        path.append(above[0])
+    return tuple(path)
 
 
 def chain_text(material: IssuerMaterial, root: Certificate) -> str:

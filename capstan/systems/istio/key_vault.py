@@ -1,11 +1,13 @@
 """The plug-in CA of the AKS Istio add-on: four Key Vault secrets, brought to istiod by the secrets-store CSI driver.
 
-The driver fetches each object by itself, so istiod can see any mixture of old and new (a torn read). A mixture that
-does not fit together is dropped by a running istiod, which keeps its old state; one that starts with it fails. So what
-is written is ordered such that as many of the moments in between as possible fit together:
+The driver fetches each object by itself, so istiod can see any mixture of old and new (a torn read). Most mixtures it
+drops, keeping its old state: a certificate and a key that do not belong together. Two it takes, and breaks every
+workload that renews then: a chain that does not hold what it signs with, so that nobody can verify its leaves. Hence
+the order:
 
 - roots that are added go first, roots that are removed go last: every signer has its root at every moment;
-- of the signer, the chain goes first where the old certificate verifies through it; certificate and key are adjacent.
+- then a chain that serves the old signer and the new one; it is waited for where a driver can be seen to bring it;
+- then certificate and key, between which there is nothing but a mismatch.
 
 Everything is checked for all four before the first is written, and a run that dies in between is continued by the next:
 each secret is written only where its latest version differs.
@@ -15,20 +17,19 @@ Source: AKS documentation, "Plug in CA certificates for the Istio-based service 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from capstan.errors import CapstanError, InvalidInput, NotFound
 from capstan.pki.bundle import Bundle
 from capstan.pki.keys import PrivateKey
-from capstan.pki.verify import verify_issuer
 from capstan.systems.base import Change
 from capstan.systems.istio import forms
 from capstan.systems.istio.planning import planned
 from capstan.systems.istio.preflight import verify_files
 from capstan.systems.istio.source import CaFiles, Mode
-from capstan.systems.istio.texts import certificates_of
+from capstan.systems.istio.texts import certificates_of, grown
 from capstan.vaults.secret_texts import SecretText, SecretTexts, require_fits
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class KeyVaultSource:
 
     Attributes:
         tags: Kept with every version that is written, such as the rotation's id.
+        before_switch: Called before another certificate is written, when the chain for it is in the vault: to wait
+            until that has come to istiod.
     """
 
     mode = Mode.KEY_VAULT
@@ -93,8 +96,10 @@ class KeyVaultSource:
         cluster_name: str,
         now: Callable[[], datetime],
         tags: Mapping[str, str] | None = None,
+        before_switch: Callable[[], None] | None = None,
     ) -> None:
         self.vault = vault
+        self.before_switch = before_switch
         self.names = names
         self.tags = dict(tags or {})
         self._cluster_name = cluster_name
@@ -136,6 +141,7 @@ class KeyVaultSource:
         present, versions, key_text = self._read()
         old_key = self._key_or_none(key_text)
         plan = planned(present, old_key, root_cert=root_cert, issuer=issuer, where=self.where, now=self._now())
+        plan = self._serving_both(present, plan)
         # 2. Would istiod start with it, and take it? Would the vault?
         if plan.why:
             verify_files(plan.files, plan.key, self.where, now=self._now())
@@ -153,6 +159,8 @@ class KeyVaultSource:
             if held[name] == wanted[name]:
                 changes.append(Change(self._place(name), before, before, False, versions[name], versions[name]))
                 continue
+            if name == self.names.ca_cert and self.before_switch is not None:
+                self.before_switch()
             after = self._fingerprints(name, wanted[name])
             written, wrote = self.vault.put(name, wanted[name], self.tags, fingerprint=after[0] if after else "")
             changes.append(Change(self._place(name), before, after, wrote, versions[name], written.version, plan.why))
@@ -188,9 +196,7 @@ class KeyVaultSource:
     def order(self, present: CaFiles, plan: Planned) -> tuple[str, ...]:
         """The names in the order of writing."""
         names = self.names
-        signer = (names.ca_cert, names.ca_key)
-        chain_first = self._fits(present, plan.files.cert_chain)
-        group = (names.cert_chain, *signer) if chain_first else (*signer, names.cert_chain)
+        group = (names.cert_chain, names.ca_cert, names.ca_key)
         with contextlib.suppress(CapstanError):
             old = Bundle(certificates_of(present.root_cert, self.where)).fingerprints
             new = Bundle(certificates_of(plan.files.root_cert, self.where)).fingerprints
@@ -198,16 +204,22 @@ class KeyVaultSource:
                 return (*group, names.root_cert)
         return (names.root_cert, *group)
 
-    def _fits(self, present: CaFiles, new_chain: str) -> bool:
-        """Whether the present signing certificate verifies with the chain that is to be."""
+    def _serving_both(self, present: CaFiles, plan: Planned) -> Planned:
+        """The plan with a chain that serves the present signer as well as the new one."""
+        wanted = certificates_of(plan.files.cert_chain, self.where)
+        with contextlib.suppress(CapstanError):
+            there = certificates_of(present.cert_chain, self.where)
+            if there[:1] == wanted[:1] and set(wanted) <= set(there):  # an earlier try has written it
+                return replace(plan, files=replace(plan.files, cert_chain=present.cert_chain))
+        if plan.files.ca_cert == present.ca_cert:
+            return plan
         try:
             signer = certificates_of(present.ca_cert, self.where)[0]
-            roots = Bundle(certificates_of(present.root_cert, self.where))
-            above = [each for each in certificates_of(new_chain, self.where) if each not in roots]
-            verify_issuer(signer, roots, self._now(), above)
+            path = forms.between(signer, present, self.where)
         except (CapstanError, IndexError):
-            return False
-        return True
+            return plan  # who signs now cannot be read, so nobody's chain can be kept for it
+        chain = grown(plan.files.cert_chain, [each for each in path if each not in wanted])
+        return replace(plan, files=replace(plan.files, cert_chain=chain))
 
     def _read(self) -> tuple[CaFiles, dict[str, str], str]:
         """The public texts, the versions by name, and the key's text."""

@@ -43,7 +43,13 @@ def _older_than_source(cluster: Cluster, view: View, revision: Revision) -> bool
         return False
     secret = cluster.find(SECRETS, volume.name, view.layout.namespace)
     created = str(((secret or {}).get("metadata") or {}).get("creationTimestamp", ""))
-    started = [str(pod.get("status", {}).get("startTime", "")) for pod in revision.pods]
+    # The container's start and not the pod's: a Secret that the CSI driver makes for a pod comes between the two.
+    started = [
+        str(((status.get("state") or {}).get("running") or {}).get("startedAt", ""))
+        for pod in revision.pods
+        for status in pod.get("status", {}).get("containerStatuses") or []
+        if status.get("name") == revision.container
+    ]
     # RFC 3339 in UTC with whole seconds: their order is that of the texts. Within one second nobody knows; a reload
     # that does not come is noticed.
     return bool(created) and any(each and each < created for each in started)

@@ -47,6 +47,8 @@ minute each by default (Kubernetes documentation, "Secrets"); istiod itself wait
 DELIVERY: Final = 600.0
 """Seconds that the CSI driver may take; it looks every two minutes by default, and at the kubelet's own pace."""
 AFTER_RESTART: Final = 30.0
+CHAIN: Final = 300.0
+"""Seconds that a chain is waited for before the certificate that needs it is written: two of the driver's looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,19 @@ def settle(
         settling.say(owner, "keeps the roots of its start for asking istiod")
         settling.restart(owner, stamp)
     return RestartReport(tuple(settling.restarted), tuple(settling.skipped))
+
+
+def await_chain(cluster: Cluster, namespace: str, source: KeyVaultSource, *, seconds: float = CHAIN) -> None:
+    """Wait until what the vault keeps now has come to every istiod, as far as that can be seen.
+
+    To be called between the chain and the certificate of a new signer. Where no driver brings new versions to running
+    pods the patience runs out; they then take nothing new before they are restarted, and then all of it.
+    """
+    layout = read_layout(cluster, namespace)
+    found, kept, end = delivery.detect(cluster, layout), source.kept(), cluster.clock() + seconds
+    while delivery.outstanding(cluster, layout, kept, found.way) and cluster.clock() < end:
+        cluster.sleep(POLL)
+        layout = read_layout(cluster, namespace)
 
 
 def has_strangers(view: View) -> bool:

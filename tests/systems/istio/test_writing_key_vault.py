@@ -11,6 +11,7 @@ import pytest
 from capstan.errors import Denied, GateRefused, InvalidInput, NotFound, ServerFault, Throttled, Unreachable
 from capstan.systems.istio.key_vault import KeyVaultSource, ObjectNames
 from capstan.systems.istio.source import CaFiles
+from capstan.systems.istio.texts import certificates_of
 from capstan.vaults.secret_texts import SecretTexts
 from infra.lab.keyvault import Fault, KeyVault
 from tests.pki.ca import make
@@ -90,28 +91,54 @@ def test_adding_a_root_makes_one_version_of_one_secret(vault: KeyVault, filled: 
     assert writes(filled.ensure(root_cert=BOTH)) == []
 
 
-def test_a_switch_writes_the_group_side_by_side_and_the_chain_where_the_old_certificate_bears_it(
+BRIDGE = pem(NEW.issuer.certificate, NEW.root.certificate, OLD.issuer.certificate)
+"""A chain that serves leaves of the new issuer and of the old one."""
+
+
+def switched(roots: str) -> dict[str, str]:
+    return by_name(NEW, roots) | {"cert-chain": BRIDGE}
+
+
+def test_a_switch_writes_a_chain_for_both_signers_before_certificate_and_key(
+    vault: KeyVault, filled: KeyVaultSource
+) -> None:
+    """A chain without what istiod signs with is taken by it, and no leaf of that time can be verified by anybody."""
+    filled.ensure(root_cert=BOTH)
+    states: list[dict[str, str]] = []
+    filled.before_switch = lambda: states.append(held(vault))
+    assert writes(filled.ensure(issuer=NEW.material)) == ["cert-chain", "ca-cert", "ca-key"]
+    assert states == [by_name(OLD, BOTH) | {"cert-chain": BRIDGE}]
+    assert held(vault) == switched(BOTH)
+    assert filled.read_issuer().chain == (NEW.issuer.certificate,)
+    assert writes(filled.ensure(issuer=NEW.material)) == []
+
+
+def test_the_next_switch_keeps_the_chain_of_the_present_signer_and_of_none_before(
     vault: KeyVault, filled: KeyVaultSource
 ) -> None:
     filled.ensure(root_cert=BOTH)
-    assert writes(filled.ensure(issuer=NEW.material)) == ["cert-chain", "ca-cert", "ca-key"]
-    assert held(vault) == by_name(NEW, BOTH)
+    filled.ensure(issuer=NEW.material)
+    third = Ca(NEW.root, make("Intermediate B2", NEW.root, path_length=0))
+    filled.ensure(issuer=third.material)
+    assert held(vault)["cert-chain"] == pem(third.issuer.certificate, NEW.root.certificate, NEW.issuer.certificate)
 
 
-def test_an_old_certificate_that_needs_its_old_chain_keeps_it_to_the_last(vault: KeyVault) -> None:
+def test_an_old_certificate_with_intermediates_above_it_keeps_all_of_them(vault: KeyVault) -> None:
     middle = make("Middle", OLD.root)
     deep = Ca(OLD.root, make("Deep", middle, path_length=0))
     chain = pem(deep.issuer.certificate, middle.certificate, OLD.root.certificate)
     client = texts(vault)
     for name, text in (by_name(deep, BOTH) | {"cert-chain": chain}).items():
         client.put(name, text, {})
-    assert writes(source(vault).ensure(issuer=NEW.material)) == ["ca-cert", "ca-key", "cert-chain"]
+    source(vault).ensure(issuer=NEW.material)
+    found = certificates_of(held(vault)["cert-chain"], "x")
+    assert found == (NEW.issuer.certificate, NEW.root.certificate, deep.issuer.certificate, middle.certificate)
 
 
 def test_roots_go_first_when_one_is_added_and_last_when_one_is_removed(vault: KeyVault, filled: KeyVaultSource) -> None:
     assert writes(filled.ensure(root_cert=BOTH, issuer=NEW.material))[0] == "root-cert"
     assert writes(filled.ensure(root_cert=pem(OLD.root.certificate), issuer=OLD.material))[-1] == "root-cert"
-    assert held(vault) == by_name(OLD)
+    assert held(vault)["root-cert"] == pem(OLD.root.certificate)
 
 
 def test_every_version_says_whose_it_is_what_it_holds_and_what_it_replaces(
@@ -140,9 +167,9 @@ def test_a_store_that_failed_is_told_and_the_next_call_goes_on_from_there(
     vault.faults.add(Fault("set", skip=1))
     with pytest.raises(ServerFault):
         filled.ensure(issuer=NEW.material)
-    assert held(vault)["cert-chain"] == by_name(NEW)["cert-chain"]
+    assert held(vault)["cert-chain"] == BRIDGE
     assert writes(filled.ensure(issuer=NEW.material)) == ["ca-cert", "ca-key"]
-    assert held(vault) == by_name(NEW, BOTH)
+    assert held(vault) == switched(BOTH)
 
 
 def test_a_switch_that_died_between_certificate_and_key_is_finished(vault: KeyVault, filled: KeyVaultSource) -> None:
@@ -151,7 +178,7 @@ def test_a_switch_that_died_between_certificate_and_key_is_finished(vault: KeyVa
     with pytest.raises(Unreachable):
         filled.ensure(issuer=NEW.material)
     filled.ensure(issuer=NEW.material)
-    assert held(vault) == by_name(NEW, BOTH)
+    assert held(vault) == switched(BOTH)
     assert counts(vault) == {"ca-cert": 2, "ca-key": 2, "cert-chain": 2, "root-cert": 2}
 
 
@@ -161,7 +188,8 @@ def test_going_back_writes_the_old_values_again_as_new_versions(vault: KeyVault,
     filled.ensure(issuer=NEW.material)
     filled.ensure(issuer=OLD.material)
     filled.ensure(root_cert=pem(OLD.root.certificate))
-    assert held(vault) == old
+    chain = pem(OLD.issuer.certificate, OLD.root.certificate, NEW.issuer.certificate)
+    assert held(vault) == old | {"cert-chain": chain}
 
 
 def test_throttling_is_told_with_its_delay(vault: KeyVault, filled: KeyVaultSource) -> None:
