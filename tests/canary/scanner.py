@@ -154,8 +154,10 @@ class Needles:
             public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             what = f"known key {binascii.crc32(public):08x}"
             for secret in secrets_of(key):
-                # Little-endian is how pickle stores a large int; decimal is how anything prints one.
-                for form in (secret, secret[::-1], str(int.from_bytes(secret)).encode(), secret.hex().encode()):
+                # Little-endian, without zeros at its end, is how pickle stores a large int; decimal is how anything
+                # prints one.
+                backwards = secret.lstrip(b"\0")[::-1]
+                for form in (secret, backwards, str(int.from_bytes(secret)).encode(), secret.hex().encode()):
                     self.forms.append((form, what))
                 self.forms.append((secret.hex().upper().encode(), what))
                 self.forms += [(form, what) for form in base64_forms(secret)]

@@ -138,6 +138,12 @@ def test_a_planted_known_key_is_found_as_itself(tmp_path: Path, form: str, kind:
     assert not any(finding.what.startswith("known key") for finding in scan([tmp_path], [OTHER]))
 
 
+def test_a_pickled_integer_with_zeros_in_front_is_found(tmp_path: Path) -> None:
+    key = ec.derive_private_key(0x12345678_9ABCDEF0_12345678_9ABCDEF0, ec.SECP256R1())
+    (tmp_path / "file").write_bytes(BARE["a pickled integer"](key))
+    assert any(finding.what.startswith("known key") for finding in scan([tmp_path], [key]))
+
+
 def test_an_encrypted_key_is_a_private_key_too(tmp_path: Path) -> None:
     locked = KEYS["P-256"].private_bytes(Encoding.DER, PrivateFormat.PKCS8, BestAvailableEncryption(b"pass"))
     (tmp_path / "pem").write_bytes(

@@ -14,7 +14,7 @@ from capstan.cluster.lease import LeaseLock, holder_identity
 from capstan.cluster.record import BUDGET, Claim, RecordStore, RotationRecord, record_name
 from capstan.config import TrustDomain
 from capstan.pki.mint import RootPolicy, mint_root
-from capstan.rotation.opening import _begin
+from capstan.rotation.opening import begin_record
 from capstan.rotation.reviving import HOLD, Death, Ruling, judge
 from capstan.trust.observation import ClusterObservation
 
@@ -200,8 +200,8 @@ def test_a_run_started_again_after_midnight_does_not_begin_a_second_rotation(clu
             return {ROOT.fingerprint: ROOT}
 
     tomorrow = NOW + timedelta(days=1)
-    begun, _ = _begin(
+    begun, _ = begin_record(
         TrustDomain(name=domain), None, {"test": Mesh()}, {"test": store}, lambda: tomorrow, Durable(run),
-        take_over=False,
+        take_over=False, kind="anchor",
     )  # fmt: skip
     assert begun.rotation_id == rotation
