@@ -74,10 +74,17 @@ def test_an_observation_has_every_meshed_pod_with_its_own_roots_and_leaf(linkerd
     assert all(found == observation.bundle for _, found in observation.declared)
 
 
+@pytest.mark.proves("checks", "capstan-trust: every identity holds the configured issuer in memory", "asked live")
+@pytest.mark.proves("checks", "linkerd-webhooks-and-apisvc-tls: proxy-injector webhook has valid cert", "seen served")
 def test_a_healthy_mesh_passes_every_check(linkerd):
-    assert [
-        check for check in linkerd.checks(now=datetime.now(UTC)) if check.status not in (Status.OK, Status.SKIPPED)
-    ] == []
+    found = {check.description: check for check in linkerd.checks(now=datetime.now(UTC))}
+    assert [check for check in found.values() if check.status not in (Status.OK, Status.SKIPPED)] == []
+    for description in (
+        "every identity holds the configured issuer in memory",
+        "proxy-injector webhook has valid cert",
+        "no clock skew detected",
+    ):
+        assert found[description].status is Status.OK
 
 
 def test_checks_fail_when_time_has_passed(linkerd):
