@@ -331,7 +331,7 @@ def test_a_webhooks_certificate_must_be_valid_for_its_service_and_served():
     wrong = serving("linkerd-proxy-injector.elsewhere.svc").certificate
     found = check(with_hook(healthy(), "proxy-injector", anchors=Bundle.of(wrong), chain=(wrong,), served=()), valid)
     assert "not linkerd-proxy-injector.linkerd.svc" in found.message
-    assert "no pod serves linkerd-proxy-injector.linkerd.svc" in found.message
+    assert "no ready pod serves linkerd-proxy-injector.linkerd.svc" in found.message
     later = check(replace(healthy(), now=NOW + 2 * YEAR), valid)
     assert later.status is Status.ERROR
     assert "expired on" in later.message

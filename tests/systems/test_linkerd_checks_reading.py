@@ -25,7 +25,7 @@ from capstan.systems.linkerd.checks_hooks import HOOKS, read_hook
 from capstan.systems.linkerd.observe import observe
 from tests.pki.ca import NOW
 from tests.support.apiserver import Running
-from tests.systems.linkerd_evidence import BUNDLE, ISSUER, encoded, key_pem, secret, serving
+from tests.systems.linkerd_evidence import BUNDLE, ISSUER, encoded, key_pem, pod, secret, serving
 
 INJECTOR = serving("linkerd-proxy-injector.linkerd.svc")
 VALIDATOR = serving("linkerd-sp-validator.linkerd.svc")
@@ -235,6 +235,15 @@ def test_what_may_not_be_read_fails_its_own_check_and_no_other(api, forbidden, p
     assert "kubectl auth can-i" in found.message
     worse = {name for name, item in after.items() if item.status is not before[name]}
     assert worse <= {description, "proxy-injector cert is valid for at least 60 days"}
+
+
+@pytest.mark.parametrize(("ready", "asked"), [("True", 1), ("False", 0)])
+def test_only_a_pod_that_gets_calls_is_asked_what_it_serves(api, ready, asked):
+    item = pod("linkerd", "linkerd-proxy-injector-1", component="proxy-injector", containers=("proxy-injector",))
+    item["status"]["conditions"] = [{"type": "Ready", "status": ready}]
+    served = read_hook(api, HOOKS[0], "linkerd", (item,), timeout=1).served
+    assert [(found.pod, found.chain) for found in served] == [("linkerd-proxy-injector-1", ())] * asked
+    assert all(found.problem for found in served)
 
 
 def test_events_older_than_asked_for_do_not_count(api):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cluster.peer_tls import tls_peer
 from capstan.cluster.resources import API_SERVICES, MUTATING_WEBHOOKS, SECRETS, VALIDATING_WEBHOOKS, Resource
+from capstan.cluster.workloads import is_ready
 from capstan.errors import CapstanError, NotFound, Retryable
 from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
@@ -215,6 +216,7 @@ def _chain(secret: Object, problems: list[str]) -> tuple[Certificate, ...]:
 
 
 def _serves(pod: Object, hook: Hook, namespace: str) -> bool:
+    """Whether the API server may be sent to this pod: it is ready. Of others nobody asks anything."""
     metadata, (label, value) = pod["metadata"], hook.label
     return (
         metadata["namespace"] == namespace
@@ -222,6 +224,7 @@ def _serves(pod: Object, hook: Hook, namespace: str) -> bool:
         and "deletionTimestamp" not in metadata
         and not has_ended(pod)
         and any(item.get("name") == hook.container for item in pod["spec"].get("containers") or [])
+        and is_ready(pod)
     )
 
 

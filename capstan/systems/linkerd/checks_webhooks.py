@@ -103,7 +103,7 @@ def _valid(reading: HookReading, now: datetime, category: str, description: str,
         elif anchors.certificates and (problem := serving_problem(served.chain, reading.dns_name, anchors, now)):
             ours_only.append(f"pod {served.pod} serves another: {problem}")
     if not reading.served:
-        problems.append(f"no pod serves {reading.dns_name}")
+        problems.append(f"no ready pod serves {reading.dns_name}")
     note = ""
     expired = each(anchors, lambda certificate: validity(certificate, now))
     if ours_only and not problems and not expired:
