@@ -42,10 +42,11 @@ def rotate(about: About) -> str:
 
 def intermediate(about: About) -> str:
     """Of the rotation of the issuer alone."""
+    which = "issuer" if about.domain.system is System.LINKERD else "intermediate"
     return _page(
         about,
-        f"Rotates the intermediate of trust domain **{about.domain.name}** ({_clusters(about.domain)}) under the "
-        "present root: prepare, issue. Nobody's roots change; leaves of the new intermediate come with their renewal.",
+        f"Rotates the {which} of trust domain **{about.domain.name}** ({_clusters(about.domain)}) under the "
+        f"present root: prepare, issue. Nobody's roots change; leaves of the new {which} come with their renewal.",
         f"- **Begins** {_begins(about)}; or press *Run*. One rotation of a domain at a time: a second run is refused.",
         _asks(about, "issue"),
         *_keys(about.domain),

@@ -18,8 +18,9 @@ class Flows:
     Attributes:
         root: Rotates the trust anchor and the issuer.
         root_name: Its name in Prefect.
-        intermediate: Rotates the issuer alone.
         roll_back: Takes a rotation back.
+        intermediate: Rotates the issuer alone.
+        intermediate_name: Its name in Prefect.
         redate: Gives a self-signed root a new end.
         enable: Gives a mesh its CA in the first place.
     """
@@ -27,20 +28,26 @@ class Flows:
     root: str
     root_name: str
     roll_back: str
-    intermediate: str = ""
+    intermediate: str
+    intermediate_name: str
     redate: str = ""
     enable: str = ""
 
 
 FLOWS: Final = {
     System.LINKERD: Flows(
-        "flows.linkerd.rotate_trust_anchor", "linkerd-trust-anchor", roll_back="flows.linkerd.roll_back"
+        "flows.linkerd.rotate_trust_anchor",
+        "linkerd-trust-anchor",
+        roll_back="flows.linkerd.roll_back",
+        intermediate="flows.linkerd.rotate_issuer",
+        intermediate_name="linkerd-issuer",
     ),
     System.ISTIO: Flows(
         "flows.istio.rotate_root",
         "istio-root",
         roll_back="flows.istio.roll_back",
         intermediate="flows.istio.rotate_intermediate",
+        intermediate_name="istio-intermediate",
         redate="flows.istio.redate_root",
     ),
     System.AKS_ISTIO: Flows(
@@ -48,6 +55,7 @@ FLOWS: Final = {
         "aks-istio-root",
         roll_back="flows.aks_istio.roll_back",
         intermediate="flows.aks_istio.rotate_intermediate",
+        intermediate_name="aks-istio-intermediate",
         enable="flows.aks_istio.enable_plugin_ca",
     ),
 }

@@ -119,8 +119,8 @@ class DomainEntry(TrustDomain):
     schedule: Schedule = Field(default=Schedule(), description="When it is rotated each year; default: spread")
     schedule_intermediate: Schedule | None = Field(
         default=None,
-        description="Istio: when the intermediate alone is rotated each year; {}: half a year after the root; "
-        "default: never by itself",
+        description="When the intermediate (Linkerd: the issuer) alone is rotated each year; {}: half a year after the "
+        "root; default: never by itself",
     )
     time_zone: TimeZone | None = Field(default=None, description="IANA name; default: that of `defaults`")
     maintenance_window: MaintenanceWindow | None = Field(default=None, description="Default: that of `defaults`")

@@ -9,7 +9,6 @@ from itertools import pairwise
 from capstan.approvals.keys import listed
 from capstan.approvals.policy import compiled
 from capstan.errors import InvalidInput
-from deployments.entrypoints import FLOWS
 from deployments.inventory import DomainEntry, Inventory
 from deployments.judging_azure import plugin_cas
 from deployments.problems import Path, Problem
@@ -200,11 +199,6 @@ def _half(inventory: Inventory, entry: DomainEntry, path: Path, source: Source) 
     if schedule is None:
         return
     where: Path = (*path, "schedule_intermediate")
-    if not FLOWS[entry.system].intermediate:
-        yield source.problem(
-            where, f"{entry.system.value}, whose intermediate is rotated with the root", "nothing here"
-        )
-        return
     own, window, zone = entry.schedule, inventory.window(entry), inventory.zone(entry)
     if schedule.spread:
         if own.date is not None or own.cron is not None:

@@ -128,18 +128,14 @@ def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None, ha
     }
     about = describing.About(entry.description, domain, inventory.window(entry), inventory.zone(entry), start)
     flows = FLOWS[domain.system]
+    by_schedule = (
+        (flows.root, describing.rotate(about), start),
+        (flows.intermediate, describing.intermediate(replace(about, start=half)), half),
+    )
     result = [
-        _deployment(
-            flows.root, parameters=parameters, description=describing.rotate(about), schedules=_yearly(start), **common
-        )
+        _deployment(entrypoint, parameters=parameters, description=described, schedules=_yearly(begins), **common)
+        for entrypoint, described, begins in by_schedule
     ]
-    if flows.intermediate:
-        described = describing.intermediate(replace(about, start=half))
-        result.append(
-            _deployment(
-                flows.intermediate, parameters=parameters, description=described, schedules=_yearly(half), **common
-            )
-        )
     by_hand = (
         (flows.roll_back, describing.roll_back), (flows.redate, describing.redate), (flows.enable, describing.enable),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from flows.errors import prefect_errors
 ROTATION_FLOWS = frozenset(
     {
         "linkerd-trust-anchor",
+        "linkerd-issuer",
         "istio-root",
         "istio-intermediate",
         "istio-redate",

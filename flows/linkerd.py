@@ -15,6 +15,7 @@ from capstan.rotation.turning import REJECTED
 from capstan.trust.phase import Phase
 from flows.approval import approved
 from flows.claims import cancel_waiting_run
+from flows.offline import mint_or_have_signed
 from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
 from flows.running import running
 from flows.waiting import await_convergence, await_gate, await_window
@@ -62,6 +63,44 @@ def rotate_trust_anchor(
 
 
 @flow(
+    name="linkerd-issuer",
+    flow_run_name="{domain.name}: rotate issuer",
+    retries=0,
+    persist_result=False,
+    log_prints=False,
+)
+def rotate_issuer(
+    domain: TrustDomain, rotation: str | None = None, take_over: bool = False, forward: bool = False
+) -> Outcome:
+    """Rotate the issuer of one trust domain under the trust anchor there is.
+
+    Nobody's trust changes, so that no workload is restarted: leaves renew by themselves. The new issuer is signed by
+    the anchor's key in the vault, or by an anchor that is kept offline. Refused where the issuer is the anchor itself,
+    as the CLI installs it by default: there the anchor has to be rotated, which gives it an issuer of its own.
+
+    The replaced issuer stays trusted until it expires: to be rid of one whose key was stolen, rotate the anchor.
+
+    Args:
+        domain, rotation, take_over, forward: As `rotate_trust_anchor`.
+    """
+    with running(domain, rotation, take_over=take_over, kind="issuer") as opened:
+        if goes_back_by_itself(opened, forward):
+            back(opened)
+            return opened.outcome()
+        try:
+            steps.face_forward(opened, again=forward)
+            prepare(opened)
+            if steps.locate(opened) is not Phase.DONE:
+                renew(opened)
+            steps.finish(opened)
+        except ApprovalRejected:
+            if domain.policy.on_reject == "stop":
+                raise
+            back(opened, REJECTED)
+        return opened.outcome()
+
+
+@flow(
     name="linkerd-roll-back",
     flow_run_name="{domain.name}: roll back",
     retries=0,
@@ -88,11 +127,11 @@ def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool 
 
 
 def prepare(rotation: Rotation) -> None:
-    """Read the current anchor; generate the new one, and an issuer under it. Nothing in the cluster changes."""
+    """Generate the new anchor and an issuer under it, or the issuer alone. Nothing in the cluster changes."""
     with rotation.phase(Phase.PREPARE):
         await_gate(rotation, Phase.PREPARE)  # (+) every live proxy can be read, and everyone trusts everyone
         steps.preflight(rotation)  # (+) refuse to begin on a mesh that is not healthy
-        steps.mint(rotation)  # (+) into the vault, once per rotation; two verifiers must agree
+        mint_or_have_signed(rotation)  # (+) into the vault, once; the root's key may stay offline; two verifiers agree
 
 
 def trust(rotation: Rotation) -> None:
@@ -116,15 +155,7 @@ def issue(rotation: Rotation) -> None:
         await_gate(rotation, Phase.ISSUE)
         approved(rotation, Phase.ISSUE)
         await_window(rotation, Phase.ISSUE)
-        for cluster in rotation.systems:
-            steps.back_up_issuer(rotation, cluster)  # (+) the way back
-            steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy would not trust it
-            # (+) identity's Events can be lost and its watcher can die: restart it, and see what each replica signs.
-            steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
-            # The documented second restart of every workload, by choice: leaves renew by themselves at 70 % of their
-            # life.
-            if rotation.restarts_workloads(Phase.ISSUE):
-                steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
+        _switch(rotation)
         await_gate(rotation, Phase.DISTRUST)
 
 
@@ -143,3 +174,24 @@ def distrust(rotation: Rotation) -> None:
         await_convergence(rotation)
         steps.prove_refusal(rotation)  # (+) a leaf of the old root is refused by every live proxy
         await_gate(rotation, Phase.DONE)
+
+
+def renew(rotation: Rotation) -> None:
+    """Replace the issuer by another one under the same anchor, and wait until nobody presents a leaf of the old one."""
+    with rotation.phase(Phase.ISSUE):
+        await_gate(rotation, Phase.ISSUE)
+        approved(rotation, Phase.ISSUE)
+        await_window(rotation, Phase.ISSUE)
+        _switch(rotation)
+        await_gate(rotation, Phase.DONE)
+
+
+def _switch(rotation: Rotation) -> None:
+    for cluster in rotation.systems:
+        steps.back_up_issuer(rotation, cluster)  # (+) the way back
+        steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy would not trust it
+        # (+) identity's Events can be lost and its watcher can die: restart it, and see what each replica signs.
+        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
+        # The documented second restart of every workload, by choice: leaves renew by themselves at 70 % of their life.
+        if rotation.restarts_workloads(Phase.ISSUE):
+            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)

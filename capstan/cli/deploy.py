@@ -197,7 +197,7 @@ def _next_starts(inventory: Inventory) -> dict[str, str]:
         system = entry.system
         for flow, start in (
             (FLOWS[system].root_name, starts.get(entry.name)),
-            (f"{system.value}-intermediate", halves.get(entry.name)),
+            (FLOWS[system].intermediate_name, halves.get(entry.name)),
         ):
             if start is not None:
                 found[f"{flow}/{entry.name}"] = f"next {spoken(upcoming(start, now)[0])} {start.time_zone}"

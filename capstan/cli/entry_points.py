@@ -20,6 +20,10 @@ class What(StrEnum):
     """The trust anchor, and the issuer with it."""
     INTERMEDIATE = "intermediate"
     """The issuer alone, under the root there is."""
+    ANCHOR = "anchor"
+    """What Linkerd calls its root."""
+    ISSUER = "issuer"
+    """What Linkerd calls its intermediate."""
 
 
 MODULES: Final = {
@@ -29,6 +33,8 @@ MODULES: Final = {
 }
 _ROTATE: Final = {
     (System.LINKERD, What.ROOT): "rotate_trust_anchor",
+    (System.LINKERD, What.ANCHOR): "rotate_trust_anchor",
+    (System.LINKERD, What.ISSUER): "rotate_issuer",
     (System.ISTIO, What.ROOT): "rotate_root",
     (System.ISTIO, What.INTERMEDIATE): "rotate_intermediate",
     (System.AKS_ISTIO, What.ROOT): "rotate_root",

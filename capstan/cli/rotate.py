@@ -39,7 +39,8 @@ def rotate(
     Parameters
     ----------
     what
-        root: the trust anchor and the issuer. intermediate: the issuer alone, under the present root (Istio).
+        root, or anchor as Linkerd says: the trust anchor and the issuer. intermediate (Istio) or issuer (Linkerd): the
+        issuer alone, under the present root.
     rotation
         Id of the rotation. An unfinished one is gone on with; a new one is named after today (UTC) by default.
     signed_chain
@@ -183,7 +184,7 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
 
 def _turned_away(outcome: Outcome, *, back: bool) -> tuple[str, str]:
     if outcome.kind == "issuer":
-        which = "new intermediate" if back else "old intermediate"
+        which = "new issuer" if back else "old issuer"
         return which, "signs no more; whoever trusts the root trusts it until it ends"
     if outcome.kind == "re-date":
         return "key", "the one there was: each of the two dates verifies what the other has signed"

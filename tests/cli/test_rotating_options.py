@@ -40,7 +40,8 @@ def test_a_rotation_that_a_system_does_not_have_is_refused_with_those_it_has(run
     code, err = run("--system", "linkerd", "--what", "intermediate")
     assert code == 1
     assert "no such rotation" in err
-    assert "expected root" in err
+    assert "expected root, anchor, issuer" in err
+    assert "no such rotation" in run("--system", "istio", "--what", "issuer")[1]
 
 
 def test_a_signed_chain_that_is_not_there_is_refused_with_the_command_that_makes_one(run: Callable[..., Any]) -> None:

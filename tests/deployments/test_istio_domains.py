@@ -30,7 +30,8 @@ def told(text: str) -> list[tuple[str, str, str]]:
 def test_every_flow_that_is_deployed_is_installed_under_its_name() -> None:
     for flows in FLOWS.values():
         assert resolve(flows.root).name == flows.root_name
-        for entrypoint in (flows.intermediate, flows.roll_back, flows.redate, flows.enable):
+        assert resolve(flows.intermediate).name == flows.intermediate_name
+        for entrypoint in (flows.roll_back, flows.redate, flows.enable):
             assert not entrypoint or resolve(entrypoint)
 
 
@@ -54,6 +55,20 @@ def test_an_aks_add_on_gets_its_first_ca_by_hand_and_its_rotations_by_schedule()
     assert [list(item.schedules) for item in items[:4]] == [["yearly"], ["yearly"], [], []]
     (cluster,) = items[0].parameters["domain"]["clusters"]
     assert cluster["plugin_ca"]["cluster_id"] == ID
+
+
+def test_a_linkerd_gets_its_issuer_by_hand_unless_a_schedule_is_asked_for() -> None:
+    items = wanted(
+        inventory(
+            "domains:\n  - {name: mesh, schedule_intermediate: {}}\n  - {name: other, clusters: [{context: other}]}\n"
+        )
+    )
+    issuers = [item for item in items if item.flow == "linkerd-issuer"]
+    assert [(item.key, list(item.schedules)) for item in issuers] == [
+        ("linkerd-issuer/mesh", ["yearly"]), ("linkerd-issuer/other", []),
+    ]  # fmt: skip
+    assert "Rotates the issuer of trust domain **mesh**" in issuers[0].description
+    assert "Nobody's roots change" in issuers[0].description
 
 
 def test_a_page_says_whose_mesh_it_is_and_that_the_root_is_offline() -> None:
@@ -103,7 +118,6 @@ def test_nobody_gets_a_schedule_of_the_intermediate_who_did_not_ask_for_one() ->
          "four secrets of their own"),
         ("domains:\n  - {name: a, clusters: [{plugin_ca: {}}]}\n", "domains[0].clusters[0].plugin_ca",
          "system: aks-istio"),
-        ("domains: [{name: a, schedule_intermediate: {}}]\n", "domains[0].schedule_intermediate", "nothing here"),
         (istio(', schedule: {cron: "0 3 * 3 sat#2"}, schedule_intermediate: {}'), "domains[0].schedule_intermediate",
          "a week, date or cron of its own"),
         (istio(", schedule_intermediate: {date: 03-15}"), "domains[0].schedule_intermediate.date", "a week"),
