@@ -3,21 +3,22 @@
     python -m tests.support.proofs          print docs/coverage.md
     python -m tests.support.proofs --write  write it
 
-The marks are read from the source, so that the table costs no import and no test needs to run for it; that each of the
-tests passes is the business of `make test`, `make test-slow` and `make test-long`.
+Tests are collected for it and not run; that each of them passes is the business of `make test`, `make test-slow` and
+`make test-long`.
 """
 
 from __future__ import annotations
 
-import ast
+import argparse
+import contextlib
+import io
+import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "coverage.md"
@@ -58,16 +59,43 @@ class Proof:
 
 
 class UnreadableMarkError(ValueError):
-    """A mark that is not three literal texts of a known kind."""
+    """A mark that is not three texts of a known kind."""
+
+
+class Collector:
+    """A pytest plugin: collects tests, runs none, and keeps their marks."""
+
+    def __init__(self) -> None:
+        self.found: set[Proof] = set()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Called by pytest."""
+        for item in session.items:
+            test = f"{item.location[0]}::{getattr(item, 'originalname', item.name)}"
+            run_by = next((name for name in ("long", "slow") if item.get_closest_marker(name)), "")
+            for mark in item.iter_markers("proves"):
+                if len(mark.args) != 3 or mark.args[0] not in TITLES or not all(isinstance(a, str) for a in mark.args):
+                    raise UnreadableMarkError(
+                        f"{item.nodeid}: expected proves(kind, row, what), kind one of {[*TITLES]}"
+                    )
+                self.found.add(Proof(*mark.args, test, run_by))
 
 
 def proofs(directory: Path = REPOSITORY / "tests") -> list[Proof]:
-    """Every mark under a directory, sorted.
+    """Every mark of the tests under a directory, sorted.
 
     Raises:
-        UnreadableMarkError: One cannot be read; names the file and line.
+        UnreadableMarkError: One cannot be read; names the test.
     """
-    return sorted(proof for file in sorted(directory.rglob("test_*.py")) for proof in _of_file(file))
+    files = [str(file) for file in sorted(directory.rglob("test_*.py")) if "proves" in file.read_text()]
+    collector = Collector()
+    if files:
+        # Whatever it prints goes with it; the page is all that is wanted of stdout.
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            code = pytest.main(["--collect-only", "-q", "-m", "", "-p", "no:cacheprovider", *files], [collector])
+        if code != pytest.ExitCode.OK:
+            raise UnreadableMarkError(said.getvalue())
+    return sorted(collector.found)
 
 
 def page(found: list[Proof]) -> str:
@@ -77,44 +105,15 @@ def page(found: list[Proof]) -> str:
         rows: dict[str, dict[str, list[Proof]]] = defaultdict(lambda: defaultdict(list))
         for proof in found:
             if proof.kind == kind:
-                rows[proof.row][proof.what].append(proof)
+                rows[_cell(proof.row)][_cell(proof.what)].append(proof)
         if not rows:
             continue
         parts.append(f"\n## {title}\n\n| | shown | by |\n|---|---|---|\n")
         for row in rows:
             for number, (what, by) in enumerate(rows[row].items()):
                 tests = "<br>".join(f"{_link(proof)}{f' ({proof.marks})' if proof.marks else ''}" for proof in by)
-                parts.append(f"| {_cell(row) if number == 0 else ''} | {_cell(what)} | {tests} |\n")
+                parts.append(f"| {row if number == 0 else ''} | {what} | {tests} |\n")
     return "".join(parts)
-
-
-def _of_file(file: Path) -> Iterator[Proof]:
-    tree = ast.parse(file.read_text(), str(file))
-    name = file.relative_to(REPOSITORY).as_posix() if file.is_relative_to(REPOSITORY) else file.name
-    everywhere = _marks([node for node in tree.body if isinstance(node, ast.Assign)])
-    for node in tree.body:
-        function = node if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else None
-        test = f"{name}::{function.name}" if function else name
-        marks = everywhere or (_marks(function.decorator_list) if function else "")
-        for call in _calls(node):
-            texts = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
-            if len(texts) != 3 or not all(isinstance(text, str) for text in texts) or texts[0] not in TITLES:
-                raise UnreadableMarkError(
-                    f"{name}:{call.lineno}: proves(kind, row, what) of literal texts, {[*TITLES]}"
-                )
-            kind, row, what = (str(text) for text in texts)
-            yield Proof(kind, row, what, test, marks)
-
-
-def _calls(node: ast.AST) -> Iterator[ast.Call]:
-    for each in ast.walk(node):
-        if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute) and each.func.attr == "proves":
-            yield each
-
-
-def _marks(nodes: list[ast.Assign] | list[ast.expr]) -> str:
-    attributes = {each.attr for node in nodes for each in ast.walk(node) if isinstance(each, ast.Attribute)}
-    return "long" if "long" in attributes else "slow" if "slow" in attributes else ""
 
 
 def _link(proof: Proof) -> str:
@@ -123,13 +122,18 @@ def _link(proof: Proof) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    # Certificates are made anew for every run: their fingerprints say nothing here.
+    return re.sub(r"\b[0-9a-f]{8,}\b", "FINGERPRINT", text).replace("|", "\\|")
 
 
 def main() -> None:
     """Print or write the page."""
-    text = page(proofs())
-    if "--write" in sys.argv[1:]:
+    parser = argparse.ArgumentParser(prog="python -m tests.support.proofs", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write docs/coverage.md")
+    parser.add_argument("--of", type=Path, default=REPOSITORY / "tests", help="directory of the tests")
+    arguments = parser.parse_args()
+    text = page(proofs(arguments.of))
+    if arguments.write:
         PAGE.write_text(text)
     else:
         sys.stdout.write(text)
