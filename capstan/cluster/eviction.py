@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cluster.follow import follow
-from capstan.cluster.resources import PODS
-from capstan.cluster.workloads import RESOURCES, PodRef, controller, is_ready
-from capstan.errors import Conflict, GateTimedOut, Retryable
+from capstan.cluster.resources import POD_DISRUPTION_BUDGETS, PODS
+from capstan.cluster.workloads import RESOURCES, PodRef, controller, is_ready, selects
+from capstan.errors import Conflict, Denied, GateTimedOut, NotFound, Retryable, Throttled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,6 +58,18 @@ def still_there(cluster: Cluster, refs: Sequence[PodRef]) -> list[Object]:
     return found
 
 
+class NeverEvicted(Exception):
+    """A disruption budget that can never let this pod go: all its pods are healthy, and it needs every one of them.
+
+    Args:
+        reason: What the budget says and what the operator can choose, for a person.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 def replace_pods(cluster: Cluster, pods: Sequence[Object], *, until: float, say: Callable[[str], None]) -> int:
     """Evict these pods one after the other, each time waiting until it is gone and its siblings are ready again.
 
@@ -65,15 +77,21 @@ def replace_pods(cluster: Cluster, pods: Sequence[Object], *, until: float, say:
         How many were evicted.
 
     Raises:
+        NeverEvicted: A disruption budget will not let one go however long it is asked.
         GateTimedOut: A disruption budget, or a replacement that never became ready, held it up past `until`.
     """
     for count, pod in enumerate(pods, 1):
         name = pod["metadata"]["name"]
         say(f"evicting {name} ({count} of {len(pods)})")
-        ready_before = sum(1 for sibling in _siblings(cluster, pod) if is_ready(sibling))
+        ready_before = ready_siblings(cluster, [pod])
         _evict(cluster, pod, until, say)
-        _await_replacement(cluster, pod, ready_before, until)
+        await_replacements(cluster, [pod], ready_before, until)
     return len(pods)
+
+
+def ready_siblings(cluster: Cluster, pods: Sequence[Object]) -> int:
+    """How many pods of the same controllers are ready, these included."""
+    return sum(1 for sibling in _siblings(cluster, pods) if is_ready(sibling))
 
 
 def troubles(cluster: Cluster, owner: Owner) -> tuple[str, ...]:
@@ -128,10 +146,15 @@ def _stamped_at(item: Object) -> datetime | None:
     return datetime.fromisoformat(max(times)) if times else None
 
 
-def _siblings(cluster: Cluster, pod: Object) -> list[Object]:
-    uid = (controller(pod) or {}).get("uid")
-    listing = cluster.list(PODS, pod["metadata"]["namespace"])
-    return [other for other in listing.items if uid and (controller(other) or {}).get("uid") == uid]
+def _siblings(cluster: Cluster, pods: Sequence[Object]) -> list[Object]:
+    uids = _controllers(pods)
+    return [
+        other for other in cluster.list(PODS, pods[0]["metadata"]["namespace"]).items if _controllers([other]) & uids
+    ]
+
+
+def _controllers(pods: Sequence[Object]) -> set[str]:
+    return {str(reference["uid"]) for pod in pods if (reference := controller(pod)) is not None}
 
 
 def _evict(cluster: Cluster, pod: Object, until: float, say: Callable[[str], None]) -> None:
@@ -139,9 +162,12 @@ def _evict(cluster: Cluster, pod: Object, until: float, say: Callable[[str], Non
     while True:
         try:
             cluster.evict(metadata["name"], metadata["namespace"], uid=metadata["uid"])
-        except Conflict:
-            return  # another incarnation has the name: ours is gone
+        except (Conflict, NotFound):
+            return  # it is gone; or another incarnation has the name
         except Retryable as error:
+            reason = _never(cluster, pod, error)
+            if reason:
+                raise NeverEvicted(reason) from error
             if cluster.clock() >= until:
                 raise _timed_out(pod, error.observed) from error
             say(f"{metadata['name']} may not be evicted yet: {error.observed}")
@@ -150,10 +176,43 @@ def _evict(cluster: Cluster, pod: Object, until: float, say: Callable[[str], Non
             return
 
 
-def _await_replacement(cluster: Cluster, pod: Object, ready_before: int, until: float) -> None:
-    uid, owner = pod["metadata"]["uid"], (controller(pod) or {}).get("uid")
+def _never(cluster: Cluster, pod: Object, error: Retryable) -> str:
+    """Why a refused eviction will be refused for ever; empty if it may be allowed later, or if that cannot be told."""
+    if not isinstance(error, Throttled) or "disruption budget" not in error.observed:
+        return ""
+    labels = pod["metadata"].get("labels") or {}
+    try:
+        budgets = cluster.list(POD_DISRUPTION_BUDGETS, pod["metadata"]["namespace"]).items
+    except (Denied, Retryable):
+        return ""
+    for budget in budgets:
+        status, spec = budget.get("status") or {}, budget.get("spec") or {}
+        expected, needed = int(status.get("expectedPods", 0)), int(status.get("desiredHealthy", 0))
+        current = int(status.get("observedGeneration", 0)) >= int(budget["metadata"].get("generation", 0))
+        if (
+            current
+            and expected
+            and needed >= expected
+            and int(status.get("currentHealthy", 0)) >= expected
+            and selects(spec.get("selector"), labels)
+        ):
+            return (
+                f"disruption budget {budget['metadata']['name']} never lets a pod go: it needs {needed} of {expected}"
+                f" pods healthy, and all are; add a replica or relax the budget for a while, then run this again"
+            )
+    return ""
+
+
+def await_replacements(cluster: Cluster, pods: Sequence[Object], ready_before: int, until: float) -> None:
+    """Wait until these pods are gone and as many of their siblings are ready as were before, or, where an autoscaler
+    wants fewer meanwhile, as many as their controllers want now.
+
+    Raises:
+        GateTimedOut: Not within time.
+    """
+    old, owners = {pod["metadata"]["uid"] for pod in pods}, _controllers(pods)
     seen: dict[str, Object] = {}
-    for event in follow(cluster, PODS, pod["metadata"]["namespace"], until=until):
+    for event in follow(cluster, PODS, pods[0]["metadata"]["namespace"], until=until):
         if event.type == "SYNCED":
             seen = {item["metadata"]["uid"]: item for item in event.object["items"]}
         elif event.type == "DELETED":
@@ -162,11 +221,42 @@ def _await_replacement(cluster: Cluster, pod: Object, ready_before: int, until: 
             seen[event.object["metadata"]["uid"]] = event.object
         else:
             continue
-        siblings = [item for item in seen.values() if (controller(item) or {}).get("uid") == owner]
-        ready = sum(1 for item in siblings if is_ready(item) and "deletionTimestamp" not in item["metadata"])
-        if event.type != "ADDED" and uid not in seen and ready >= ready_before:
+        if event.type == "ADDED" or old & set(seen):
+            continue
+        siblings = [
+            item
+            for item in seen.values()
+            if _controllers([item]) & owners and "deletionTimestamp" not in item["metadata"]
+        ]
+        ready = sum(map(is_ready, siblings))
+        if ready >= ready_before or (ready == len(siblings) and _are_enough(cluster, pods, ready)):
             return
-    raise _timed_out(pod, "its replacement did not become ready")
+    raise _timed_out(
+        next((pod for pod in pods if pod["metadata"]["uid"] in seen), pods[0]), _why_not_replaced(seen, old)
+    )
+
+
+def _why_not_replaced(seen: dict[str, Object], old: set[str]) -> str:
+    return "it is still there" if old & set(seen) else "its replacement did not become ready"
+
+
+def _are_enough(cluster: Cluster, pods: Sequence[Object], ready: int) -> bool:
+    """Whether the controllers want no more pods than are ready: an autoscaler may have changed its mind."""
+    wanted = 0
+    for kind, name in {(str(r["kind"]), str(r["name"])) for pod in pods if (r := controller(pod)) is not None}:
+        resource = RESOURCES.get(kind)
+        item = cluster.find(resource, name, pods[0]["metadata"]["namespace"]) if resource is not None else None
+        if item is None:
+            return False
+        count = (
+            (item.get("status") or {}).get("desiredNumberScheduled")
+            if kind == "DaemonSet"
+            else item["spec"].get("replicas")
+        )
+        if count is None:
+            return False
+        wanted += int(count)
+    return ready >= wanted
 
 
 def _timed_out(pod: Object, reason: str) -> GateTimedOut:

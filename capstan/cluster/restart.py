@@ -5,8 +5,9 @@ it, so a second run only waits. The stamp must therefore name the state that is 
 bundle's hash), not the moment.
 
 Owners that no rollout moves (OnDelete, the pods below a StatefulSet's partition, bare ReplicaSets, custom resources)
-get their old pods evicted one at a time under their disruption budgets; see `eviction`. What cannot be restarted at all
-is returned with its reason, never forgotten.
+get their old pods evicted one at a time under their disruption budgets; see `eviction`. A custom resource whose
+operator has a way of its own is asked instead; see `custom`. What cannot be restarted at all is returned with its
+reason, never forgotten.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from capstan.cluster import eviction, rollout
+from capstan.cluster import custom, eviction, rollout
 from capstan.cluster.follow import follow
 from capstan.cluster.parallel import map_bounded
 from capstan.cluster.values import PatchKind
@@ -101,6 +102,11 @@ class _Order:
     until: float
     now: Callable[[], datetime]
     say: Callable[[Step], None]
+    verify: Callable[[Owner], None]
+
+
+def _nothing(_owner: Owner) -> None:
+    return
 
 
 def restart_workloads(
@@ -112,6 +118,7 @@ def restart_workloads(
     parallel: int = 4,
     on_progress: Callable[[Step], None] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    verify: Callable[[Owner], None] = _nothing,
 ) -> RestartReport:
     """Restart these owners and wait until every pod of theirs is new and available.
 
@@ -123,6 +130,7 @@ def restart_workloads(
         parallel: How many owners are restarted at a time.
         on_progress: Told of each step, from one thread at a time.
         now: The wall clock, for the annotation people read.
+        verify: Looks at an owner whose restart has ended; what it raises stops all of it before another is begun.
 
     Raises:
         GateTimedOut: Some did not end in time or their controller gave up; names them with what holds them up. After
@@ -137,13 +145,17 @@ def restart_workloads(
             with lock:
                 on_progress(step)
 
-    order = _Order(cluster, stamp, cluster.clock() + seconds, now, say)
+    order = _Order(cluster, stamp, cluster.clock() + seconds, now, say, verify)
 
     def one(owner: Owner) -> Restarted | Skipped | Straggler:
         if halted.is_set():
             return Straggler(owner, "not begun, because an earlier restart did not end")
         try:
             outcome = _restart(order, owner, pods[owner])
+            if isinstance(outcome, Restarted):
+                order.verify(owner)
+        except eviction.NeverEvicted as never:
+            return Skipped(owner, never.reason, tuple(pod.name for pod in pods[owner]))
         except (GateTimedOut, Retryable) as error:
             outcome = Straggler(owner, "; ".join(getattr(error, "stragglers", ())) or f"{error.what}: {error.observed}")
         except CapstanError:
@@ -202,13 +214,21 @@ def _restart(order: _Order, owner: Owner, pods: Sequence[PodRef]) -> Restarted |
 
 
 def _restart_foreign(order: _Order, owner: Owner, pods: Sequence[PodRef], began: float) -> Restarted | Skipped:
-    """A custom resource: its template is unknown to us, so exactly the pods named as old are evicted."""
+    """A custom resource: its template is unknown to us, so exactly the pods named as old are replaced."""
     if not pods:
         return Skipped(owner, f"a {owner.kind} is not known here, and none of its pods was named as old")
     live = eviction.still_there(order.cluster, pods)
-    evicted = eviction.replace_pods(
-        order.cluster, live, until=order.until, say=lambda text: order.say(Step(owner, text))
-    )
+    evicted = 0
+    if live:
+        ready = eviction.ready_siblings(order.cluster, live)
+        asked = custom.ask(order.cluster, owner, live, order.now())
+        if asked:
+            order.say(Step(owner, asked))
+            eviction.await_replacements(order.cluster, live, ready, order.until)
+        else:
+            evicted = eviction.replace_pods(
+                order.cluster, live, until=order.until, say=lambda text: order.say(Step(owner, text))
+            )
     order.say(Step(owner, "restarted", done=True))
     return Restarted(owner, bool(live), evicted, order.cluster.clock() - began)
 

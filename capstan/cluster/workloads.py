@@ -20,7 +20,7 @@ from capstan.cluster.resources import (
 from capstan.trust.observation import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from capstan.cluster.client import Cluster
     from capstan.cluster.values import Object
@@ -47,11 +47,12 @@ RESOURCES: Final[dict[str, Resource]] = {
 _ROLLED: Final = frozenset({"Deployment", "StatefulSet", "DaemonSet"})
 
 WHY_NOT: Final[dict[str, str]] = {
-    "Pod": "a pod without a controller: nothing would bring it back after it is deleted",
-    "Node": "a static pod: only its node's kubelet can restart it",
-    "Job": "a Job runs to its end; replacing its pod would repeat its work",
-    "CronJob": "a CronJob's next run starts a fresh pod; the present run ends by itself",
+    "Pod": "a pod without a controller: nothing would bring it back after it is deleted; delete it and apply it again",
+    "Node": "a static pod: only its node's kubelet can restart it; move its manifest out of that folder and back",
+    "Job": "a Job runs to its end; replacing its pod would repeat its work; wait, or delete it and apply it again",
+    "CronJob": "a CronJob's next run starts a fresh pod; the present run ends by itself; wait, or delete its Job",
 }
+"""Each with what the operator can choose to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,24 @@ def is_ready(pod: Object) -> bool:
     """The pod's Ready condition."""
     conditions = pod.get("status", {}).get("conditions") or []
     return any(entry.get("type") == "Ready" and entry.get("status") == "True" for entry in conditions)
+
+
+def selects(selector: dict[str, Any] | None, labels: Mapping[str, str]) -> bool:
+    """Whether a LabelSelector matches; None matches nothing, an empty one everything (meta/v1, policy/v1)."""
+    if selector is None:
+        return False
+    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
+        return False
+    for rule in selector.get("matchExpressions") or []:
+        key, values = rule["key"], rule.get("values") or []
+        if not {
+            "In": labels.get(key) in values,
+            "NotIn": labels.get(key) not in values,
+            "Exists": key in labels,
+            "DoesNotExist": key not in labels,
+        }.get(rule["operator"], False):
+            return False
+    return True
 
 
 class Owners:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS, MUTATING_WEBHOOKS, PODS, SECRETS
+from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS, MUTATING_WEBHOOKS, NAMESPACES, PODS, SECRETS
 from capstan.cluster.values import PatchKind
 from capstan.errors import GateRefused, GateTimedOut, InvalidInput, OwnedElsewhere
 from capstan.pki.bundle import Bundle
@@ -20,7 +20,7 @@ from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint
 from capstan.systems.base import IssuerMaterial, Status, Verdict
 from capstan.systems.linkerd import Linkerd, Tool
 from capstan.systems.linkerd.control_plane import await_injector
-from capstan.systems.linkerd.data_plane import _why_restart_is_useless
+from capstan.systems.linkerd.data_plane import why_restart_is_useless
 from capstan.systems.linkerd.values import get_value, set_value
 from capstan.trust.observation import Owner, Role
 
@@ -313,10 +313,11 @@ def test_a_workload_injected_by_hand_is_returned_and_not_restarted_in_vain(linke
     proxy = {key: proxy[key] for key in ("name", "image", "env", "ports", "args", "restartPolicy") if key in proxy}
     body = {"spec": {"template": {"spec": {"initContainers": [proxy]}}}}
     owner = Owner("Deployment", "shop", name)
-    assert _why_restart_is_useless(cluster, owner) == ""
+    namespace = cluster.get(NAMESPACES, "shop")
+    assert why_restart_is_useless(cluster, owner, namespace) == ""
     dry = cluster.patch(DEPLOYMENTS, name, body, "shop", kind=PatchKind.STRATEGIC, dry_run=True)
     assert len(dry["spec"]["template"]["spec"]["initContainers"]) == 1
     cluster.patch(DEPLOYMENTS, name, {"spec": {"paused": True}}, "shop")
     cluster.patch(DEPLOYMENTS, name, body, "shop", kind=PatchKind.STRATEGIC)
-    assert "injected by hand" in _why_restart_is_useless(cluster, owner)
+    assert "injected by hand" in why_restart_is_useless(cluster, owner, namespace)
     assert bundle == linkerd.view().bundle

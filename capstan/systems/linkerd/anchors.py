@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from capstan.cluster.resources import CONFIG_MAPS, SECRETS
-from capstan.errors import CapstanError, GateRefused, OwnedElsewhere
+from capstan.errors import CapstanError, GateRefused
 from capstan.pki.bundle import Bundle, Reading, lint
 from capstan.systems.base import Change
 from capstan.systems.linkerd.layout import (
@@ -25,6 +25,7 @@ from capstan.systems.linkerd.layout import (
     owner_of,
     short,
 )
+from capstan.systems.linkerd.owners import remedy, require_ours, require_release_agrees
 from capstan.systems.linkerd.secrets import decoded, encoded
 from capstan.systems.linkerd.values import get_value, set_value
 
@@ -50,7 +51,8 @@ def ensure_bundle(
             in the tool's source.
 
     Raises:
-        OwnedElsewhere: A tool would revert the write; carries the change to commit there. Nothing was written.
+        OwnedElsewhere: A tool would revert the write, or its source (a Helm release) says otherwise and would take it
+            back later; carries the change to commit there. Nothing was written.
         Conflict: Somebody wrote in between.
     """
     overrides = cluster.find(SECRETS, OVERRIDES, namespace)
@@ -67,7 +69,9 @@ def ensure_bundle(
     # 2. May we?
     for plan in plans:
         if plan.why:
-            require_ours(cluster, plan.item, plan.place, plan.remedy(roots), accept, cli_install=overrides is not None)
+            change = remedy(plan.item, owner_of(plan.item), roots)
+            require_ours(cluster, plan.item, plan.place, change, accept, cli_install=overrides is not None)
+    require_release_agrees(cluster, trust_roots, roots, remedy(trust_roots, Tool.HELM, roots), accept)
     # 3. Write, each under the version it was read with; the place that proxies read comes first.
     changes = []
     for plan in plans:
@@ -129,26 +133,6 @@ def require_nobody_needs_others(view: View, roots: Bundle) -> None:
         )
 
 
-def require_ours(
-    cluster: Cluster, item: Object, place: str, remedy: str, accept: Collection[Tool], *, cli_install: bool
-) -> None:
-    """Refuse to write what a tool would revert.
-
-    Args:
-        remedy: The change to make at the tool's source, for a person.
-    """
-    tool = owner_of(item, cli_install=cli_install)
-    if not tool.reverts or tool in accept:
-        return
-    raise OwnedElsewhere(
-        f"{tool.value} manages this object and would undo the write",
-        where=f"{place} in cluster {cluster.name}",
-        observed=f"marks of {tool.value} on it",
-        expected="an object that nothing else writes",
-        next_command=f"commit the change at its source, then run the same command again:\n{remedy}",
-    )
-
-
 class _Plan:
     """What one place holds and has to hold."""
 
@@ -158,12 +142,6 @@ class _Plan:
         self.before = before
         self.why = why
         self.text = text
-
-    def remedy(self, roots: Bundle) -> str:
-        """The change as a tool's source wants it."""
-        indented = "\n".join(f"  {line}" for line in roots.pem().splitlines())
-        key = TRUST_ROOTS_KEY if self.place.endswith(f"/{TRUST_ROOTS}") else ANCHORS
-        return f"{key}: |-\n{indented}"
 
 
 def _plan_roots(item: Object, roots: Bundle) -> _Plan:

@@ -15,7 +15,6 @@ from capstan.pki.bundle import Bundle
 from capstan.pki.keys import PrivateKey
 from capstan.pki.verify import verify_issuer
 from capstan.systems.base import Change, IssuerMaterial
-from capstan.systems.linkerd.anchors import require_ours
 from capstan.systems.linkerd.layout import (
     CONFIG,
     CONFIG_KEY,
@@ -26,6 +25,7 @@ from capstan.systems.linkerd.layout import (
     Tool,
     read_layout,
 )
+from capstan.systems.linkerd.owners import require_ours
 from capstan.systems.linkerd.secrets import decoded, encoded
 from capstan.systems.linkerd.values import get_value, set_value
 

@@ -19,6 +19,9 @@ from capstan.trust.observation import Role
 if TYPE_CHECKING:
     from capstan.cluster.values import Object
 
+INJECT: Final = "linkerd.io/inject"
+INJECTED: Final = ("enabled", "ingress")
+ADMISSION_LABEL: Final = "config.linkerd.io/admission-webhooks"
 _REFERENCE: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 
 
@@ -45,6 +48,42 @@ def proxy_runs(pod: Object) -> bool:
 def has_ended(pod: Object) -> bool:
     """Completed, failed or evicted: no process of it is left, however long the object stays."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def only_proxy_runs(pod: Object) -> bool:
+    """Whether every container of the pod's own has ended, and its proxy is what keeps it from ending: a Job with a
+    proxy that is no native sidecar and that nobody tells to stop."""
+    own = [
+        status.get("state") or {}
+        for status in pod.get("status", {}).get("containerStatuses") or []
+        if status.get("name") != PROXY
+    ]
+    return bool(own) and proxy_runs(pod) and all("terminated" in state for state in own)
+
+
+def why_not_injected(template: Object, namespace: Object) -> str:
+    """Why a pod born of this template now would have no proxy; empty if nothing speaks against it.
+
+    The rules of the injector (linkerd2, pkg/inject/report.go) and of its webhook's namespaceSelector: the pod's own
+    annotation decides, else its namespace's; pods on the host's network are left alone.
+
+    Args:
+        template: A pod template: metadata and spec.
+        namespace: The Namespace object it lives in.
+    """
+    metadata = namespace["metadata"]
+    if (metadata.get("labels") or {}).get(ADMISSION_LABEL) == "disabled":
+        return f"its namespace has the label {ADMISSION_LABEL}=disabled"
+    if (template.get("spec") or {}).get("hostNetwork"):
+        return "its template is on the host's network"
+    own = ((template.get("metadata") or {}).get("annotations") or {}).get(INJECT)
+    wanted = own if own is not None else (metadata.get("annotations") or {}).get(INJECT)
+    if wanted in INJECTED:
+        return ""
+    place = "its template" if own is not None else "its namespace"
+    if wanted is None:
+        return f"neither its template nor its namespace has the annotation {INJECT}"
+    return f"{place} has the annotation {INJECT}: {wanted}"
 
 
 def admin_port(container: Object) -> int:
