@@ -20,8 +20,13 @@ from capstan.systems.opening import open_systems
 from flows.errors import prefect_errors
 from flows.events import EventName, raise_event
 
-# Which flow gives a trust domain its next root.
+# Which flow gives a trust domain its next root, and which one its next issuer alone.
 _ROTATES = {System.LINKERD: "linkerd-trust-anchor", System.ISTIO: "istio-root", System.AKS_ISTIO: "aks-istio-root"}
+_RENEWS = {
+    System.LINKERD: "linkerd-issuer",
+    System.ISTIO: "istio-intermediate",
+    System.AKS_ISTIO: "aks-istio-intermediate",
+}
 _SHOWN = 5  # findings named in a notification; the artifact has all
 
 
@@ -86,8 +91,14 @@ def _told(domain: TrustDomain, found: Sequence[Finding], level: Level) -> dict[s
         "message": f"{level}: {'; '.join(sentences[:_SHOWN])}{more}",
         "level": level.value,
         "findings": [{"level": item.level.value, "text": _sentence(item)} for item in urgent],
-        "next_command": f"capstan check; when it is to be rotated: launch {_ROTATES[domain.system]}/{domain.name}",
+        "next_command": f"capstan check; when it is to be rotated: launch {cure(domain, urgent)}/{domain.name}",
     }
+
+
+def cure(domain: TrustDomain, urgent: Sequence[Finding]) -> str:
+    """The flow that cures what is urgent: the issuer's own is enough where no root ends soon."""
+    kinds = {item.kind for item in urgent}
+    return (_RENEWS if "issuer" in kinds and "root" not in kinds else _ROTATES)[domain.system]
 
 
 def _sentence(item: Finding) -> str:
