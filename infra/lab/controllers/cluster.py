@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.lab.client import ApiError, KubeClient, SharedInformers
 from infra.lab.controllers.accounts import DefaultAccounts, RootCaPublisher, TokenSecrets
+from infra.lab.controllers.autoscaler import Autoscaler
 from infra.lab.controllers.cronjob import CronJobController
 from infra.lab.controllers.daemonset import DaemonSetController
 from infra.lab.controllers.deployment import DeploymentController
@@ -150,6 +151,7 @@ def _start_controllers(cluster: Cluster, bundle: str, ca_files: tuple[Path, Path
         "job": JobController(context),
         "cronjob": CronJobController(context),
         "disruption": DisruptionController(context),
+        "horizontal-pod-autoscaler": Autoscaler(context),
         "nodelifecycle": NodeLifecycle(context),
         "namespace": NamespaceController(context),
         "garbagecollector": GarbageCollector(context),

@@ -1,8 +1,8 @@
-"""The kubelet's HTTPS server: logs, port-forward, pods, health, as an API server's proxy expects them.
+"""The kubelet's HTTPS server: logs, exec, attach, port-forward, pods, health, as an API server's proxy expects them.
 
 Paths are those of a real kubelet (pkg/kubelet/server): /containerLogs/{namespace}/{pod}/{container},
-/portForward/{namespace}/{pod}[/{uid}], /pods, /healthz. The serving certificate is self-signed, as a real kubelet's
-is by default.
+/exec and /attach/{namespace}/{pod}[/{uid}]/{container}, /portForward/{namespace}/{pod}[/{uid}], /pods, /healthz. The
+serving certificate is self-signed, as a real kubelet's is by default.
 
 Who may call: whoever shows a client certificate signed by the cluster's CA. Which CA that is, the cluster publishes
 in ConfigMap kube-system/extension-apiserver-authentication (`client-ca-file`); everybody else gets 401. When the
@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
 
-from infra.lab.kubelet import portforward
+from infra.lab.kubelet import portforward, remotecommand, userland
 from infra.lab.kubelet.certificate import self_signed
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Call:
     def one(self, name: str) -> str | None:
         """The first value of a query parameter."""
         return self.query.get(name, [None])[0]
+
+    def values(self, header: str) -> list[str]:
+        """The elements of a header that is a list."""
+        return [word.strip() for word in self.headers.get(header, "").split(",") if word.strip()]
 
     def flag(self, name: str) -> bool:
         """A boolean query parameter as Go parses it."""
@@ -156,7 +160,10 @@ class KubeletServer:
         if request is None:
             return False
         url = urlsplit(request.target.decode())
-        headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+        headers: dict[str, str] = {}
+        for raw, value in request.headers:  # repeated lines are one list (RFC 9110 section 5.3)
+            name, text = raw.decode(), value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {text}" if name in headers else text
         query = parse_qs(url.query, keep_blank_values=True)
         call = Call(request.method.decode(), unquote(url.path), query, headers, reader, writer, http, body)
         try:
@@ -186,9 +193,24 @@ class KubeletServer:
                     raise RefusedError(404, "pod does not exist")
                 await portforward.serve(call, worker.ip)
                 return False
-            case ["exec" | "attach" | "run" as what, *_]:
-                raise RefusedError(404, f"{what} is not supported: the lab's containers run no host processes")
+            case ["exec" | "attach" as what, namespace, pod, *uid, container] if len(uid) <= 1:
+                await self._remote(call, what, namespace, pod, uid, container)
+                return False
         raise RefusedError(404, "404 page not found")
+
+    async def _remote(self, call: Call, what: str, namespace: str, pod: str, uid: list[str], name: str) -> None:
+        worker = self.kubelet.worker(namespace, pod, uid[0] if uid else None)
+        container = worker.containers.get(name) if worker is not None else None
+        if container is None:
+            raise RefusedError(404, "pod does not exist" if worker is None else f'container "{name}" not found')
+        if what == "attach":
+            await remotecommand.attach(call, container)
+            return
+        image = str(container.state.spec.get("image", ""))
+        registered = self.kubelet.programs.lookup(image, name, list(container.state.spec.get("args") or []))
+        if registered is None and not userland.installed(image):
+            raise RefusedError(404, "404: Not Found")
+        await remotecommand.execute(call, container)
 
     async def _logs(self, call: Call, namespace: str, pod: str, name: str) -> None:
         worker = self.kubelet.worker(namespace, pod)

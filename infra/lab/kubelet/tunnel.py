@@ -63,6 +63,7 @@ class WebSocket:
         self._tunnel = tunnel
         self._buffer = b""
         self._closed = False
+        self._parted = False
 
     @classmethod
     async def accept(cls, call: Call, subprotocol: str) -> WebSocket:
@@ -73,8 +74,9 @@ class WebSocket:
             ("connection", "Upgrade"),
             ("upgrade", "websocket"),
             ("sec-websocket-accept", digest),
-            ("sec-websocket-protocol", subprotocol),
         ]
+        if subprotocol:
+            headers.append(("sec-websocket-protocol", subprotocol))
         call.writer.write(call.http.send(h11.InformationalResponse(status_code=101, headers=headers)) or b"")
         await call.writer.drain()
         early, _ = call.http.trailing_data
@@ -83,6 +85,10 @@ class WebSocket:
     async def send(self, data: bytes) -> None:
         """Send one binary message."""
         await self._frame(_BINARY, data)
+
+    async def send_text(self, text: str) -> None:
+        """Send one text message."""
+        await self._frame(_TEXT, text.encode())
 
     async def receive(self) -> bytes | None:
         """The next message (binary or text), None when the peer is done."""
@@ -115,13 +121,19 @@ class WebSocket:
     async def close(self, code: bytes = struct.pack("!H", 1000)) -> None:
         """Say goodbye, once, and close the connection."""
         if not self._closed:
+            await self.say_goodbye(code)
             self._closed = True
-            with contextlib.suppress(OSError, RuntimeError):
-                await self._tunnel.write(_header(_CLOSE, len(code)) + code)
             await self._tunnel.close()
 
+    async def say_goodbye(self, code: bytes = struct.pack("!H", 1000)) -> None:
+        """Send the closing frame, once: nothing can be sent after it, but the peer's answer can be read."""
+        if not self._parted:
+            self._parted = True
+            with contextlib.suppress(OSError, RuntimeError):
+                await self._tunnel.write(_header(_CLOSE, len(code)) + code)
+
     async def _frame(self, opcode: int, data: bytes) -> None:
-        if not self._closed:
+        if not self._parted:
             await self._tunnel.write(_header(opcode, len(data)) + data)
 
     async def _exactly(self, count: int) -> bytes | None:
