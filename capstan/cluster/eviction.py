@@ -171,7 +171,7 @@ def _evict(cluster: Cluster, pod: Object, until: float, say: Callable[[str], Non
             if cluster.clock() >= until:
                 raise _timed_out(pod, error.observed) from error
             say(f"{metadata['name']} may not be evicted yet: {error.observed}")
-            cluster.sleep(error.delay or PAUSE)
+            cluster.sleep(min(error.delay or PAUSE, max(until - cluster.clock(), 0.0)))
         else:
             return
 

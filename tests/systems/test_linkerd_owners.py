@@ -13,12 +13,15 @@ from ruamel.yaml import YAML
 from capstan.cluster.resources import CONFIG_MAPS, NAMESPACES, SECRETS, Resource
 from capstan.errors import InvalidInput, NotFound, OwnedElsewhere
 from capstan.pki.bundle import Bundle
+from capstan.systems.base import Status
 from capstan.systems.linkerd.anchors import ensure_bundle
+from capstan.systems.linkerd.checks import judge
 from capstan.systems.linkerd.layout import Tool
 from capstan.systems.linkerd.owners import helm_release, read_release, release_drift, remedy, require_ours
 from capstan.systems.linkerd.values import get_value
 from tests.pki.ca import make
 from tests.support.apiserver import Running
+from tests.systems.linkerd_evidence import healthy
 
 OLD, NEW = make("root.linkerd.cluster.local").certificate, make("root.linkerd.cluster.local").certificate
 BOTH = Bundle.of(OLD, NEW)
@@ -289,3 +292,15 @@ def test_a_release_that_cannot_be_read_is_reported_as_drift_and_not_passed_over(
     cluster.patch(SECRETS, secret["metadata"]["name"], {"data": {"release": "AAAA"}}, namespace)
     item = cluster.get(CONFIG_MAPS, ROOTS, namespace)
     assert "cannot be read" in release_drift(cluster, item, BOTH.fingerprints)
+
+
+@pytest.mark.proves("owners", "drift", "`capstan check` names the place, and the Helm release, that say otherwise")
+def test_a_release_that_drifted_is_a_warning_of_the_check():
+    about = "all places that declare the trust anchors agree"
+    found = {check.description: check for check in judge(healthy())}
+    assert found[about].status is Status.OK
+    found = {
+        check.description: check for check in judge(healthy(release_drift="Helm release linkerd/mesh v9 declares {1}"))
+    }
+    assert found[about].status is Status.WARNING
+    assert "mesh v9" in found[about].message

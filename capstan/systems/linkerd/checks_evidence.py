@@ -31,6 +31,7 @@ from capstan.systems.linkerd.layout import (
     config_values,
 )
 from capstan.systems.linkerd.observe import CONCURRENCY, PEER_TIMEOUT
+from capstan.systems.linkerd.owners import release_drift
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,7 @@ class Evidence:
         extension_pods: Pods in those namespaces, meshed or not.
         leases: Of the nodes.
         clocks_read: When nodes and Leases were read, by our clock: a Lease renewed since `now` is not ahead of it.
+        release_drift: How the Helm release that owns the trust roots differs from them; empty if it does not.
     """
 
     now: datetime
@@ -111,6 +113,7 @@ class Evidence:
     clocks_read: datetime
     has_config: bool = True
     since: timedelta = field(default=RECENT)
+    release_drift: str = ""
 
     @property
     def namespace(self) -> str:
@@ -169,6 +172,7 @@ def gather(
         values=config_values(config),
         has_config=config is not None,
         bundle_text=str((roots.get("data") or {}).get(TRUST_ROOTS_KEY, "")),
+        release_drift=release_drift(cluster, roots, view.bundle.fingerprints),
         issuer_secret=Answer.to(lambda: cluster.get(SECRETS, ISSUER, namespace), {}),
         pods=pods,
         replica_sets=Answer.to(lambda: cluster.list(REPLICA_SETS, namespace).items, none),

@@ -151,6 +151,8 @@ def _declared(evidence: Evidence) -> Iterable[CheckResult]:
     view = evidence.view
     bundle = view.bundle.fingerprints
     drift = [f"{place} declares {short(found)}" for place, found in view.observation.declared if found != bundle]
+    if evidence.release_drift:
+        drift.append(evidence.release_drift)
     yield result(
         TRUST, "all places that declare the trust anchors agree", OURS, Severity.WARNING,
         listed(f"{TRUST_ROOTS} holds {short(bundle)}, but the next upgrade would start from:", drift),
