@@ -44,6 +44,7 @@ def require_refused(ran: Ran, what: str) -> None:
     assert what in ran.stderr, ran.stderr[-2000:]
 
 
+@pytest.mark.proves("identity", "issuer alone", "killed half-way, gone on with, taken back; no workload restarted")
 def test_an_issuer_is_turned_killed_gone_on_with_and_taken_back_under_the_anchor_of_the_vault(
     rotations: Rotations,
 ) -> None:
