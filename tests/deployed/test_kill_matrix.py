@@ -142,6 +142,7 @@ def test_killed_at_each_of_these_points_the_rotation_ends_whole_and_nobody_is_as
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_rotation_goes_on_on_another_machine_and_the_accounts_of_all_verify_side_by_side(
     lab: RunningLab, tmp_path: Path

@@ -14,7 +14,8 @@ from tests.rotation_istio.conftest import mesh
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# (the add-on's two steps are among the slow tests in tests/lab/aks)
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 PLUGIN = ("--system", "istio", "--ca", "plugin", "--multiroot")
 SELF_SIGNED = ("--system", "istio", "--ca", "self-signed")
@@ -25,8 +26,8 @@ AKS = ("--system", "aks-istio", "--ca-delivery", "csi")
     ("module", "lab"),
     [
         ("aks_two_step", AKS),
-        pytest.param("in_place_new_key", SELF_SIGNED, marks=pytest.mark.long),
-        pytest.param("delete_create", PLUGIN, marks=pytest.mark.long),
+        ("in_place_new_key", SELF_SIGNED),
+        ("delete_create", PLUGIN),
     ],
 )
 def test_the_documented_order_drops_handshakes(
