@@ -17,12 +17,13 @@ from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
 from capstan.rotation.accounts import EVIDENCE_HEAD, moved, open_account
 from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
+from capstan.rotation.material import tags_of
 from capstan.rotation.session import OLD_ROOTS, Rotation
-from capstan.systems.base import observe_domain
+from capstan.systems.base import KeepsTags, observe_domain
 from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from capstan.cluster.client import Cluster
     from capstan.cluster.record import Claim, Kind
@@ -73,6 +74,9 @@ def open_rotation(
             record, resumed = begin_record(
                 domain, rotation, systems, stores, now, owner, take_over=take_over, kind=kind
             )
+        for system in systems.values():
+            if isinstance(system, KeepsTags):
+                system.tag(tags_of(domain.name, record.rotation_id))
         vault = open_vault(domain.vault_url())
         notes = moved(domain, record)  # the file first, then the note of it: killed in between, the file is found
         evidence = open_account(
@@ -204,6 +208,25 @@ def begin_record(
     return begun[0], bool(same)
 
 
+def require_alive(roots: Iterable[Certificate], domain: TrustDomain, now: datetime) -> None:
+    """Refuse to re-date a root that has ended: every gate of a re-date needs handshakes that succeed, and none does.
+
+    Raises:
+        GateRefused: A root has ended.
+    """
+    ended = [root for root in roots if root.not_after <= now]
+    if ended:
+        raise GateRefused(
+            "the root has ended, so there is nothing left that a re-date could keep going",
+            where=f"trust domain {domain.name}",
+            observed="; ".join(f"{root.subject} {root.fingerprint[:16]} ended on {root.not_after:%F %T}Z" for root in ended),
+            expected="a root that has not ended: from then on no handshake succeeds, whichever proxies are asked",
+            next_command=f"back up secret {domain.control_plane_namespace}/istio-ca-secret, put another CA in its place "
+            f"(kubectl -n {domain.control_plane_namespace} create secret generic cacerts ...), then restart istiod and, "
+            "after it, every workload",
+        )  # fmt: skip
+
+
 def _of_another_kind(record: RotationRecord, kind: Kind, where: str) -> InvalidInput:
     said = {"anchor": "the roots", "issuer": "the issuers alone", "re-date": "the root's period of validity"}
     return InvalidInput(
@@ -236,6 +259,8 @@ def _new_record(
             expected="the mesh's present trust anchors",
             next_command="capstan check",
         )
+    if kind == "re-date":
+        require_alive((certificates[root] for root in old), domain, now())
     unread = [cluster.name for cluster in observation.clusters if cluster.issuer is None]
     if unread and kind != "anchor":
         raise GateRefused(
