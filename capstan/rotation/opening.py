@@ -215,15 +215,15 @@ def require_alive(roots: Iterable[Certificate], domain: TrustDomain, now: dateti
         GateRefused: A root has ended.
     """
     ended = [root for root in roots if root.not_after <= now]
+    namespace = domain.control_plane_namespace
     if ended:
         raise GateRefused(
             "the root has ended, so there is nothing left that a re-date could keep going",
             where=f"trust domain {domain.name}",
-            observed="; ".join(f"{root.subject} {root.fingerprint[:16]} ended on {root.not_after:%F %T}Z" for root in ended),
+            observed="; ".join(f"{r.subject} {r.fingerprint[:16]} ended on {r.not_after:%F %T}Z" for r in ended),
             expected="a root that has not ended: from then on no handshake succeeds, whichever proxies are asked",
-            next_command=f"back up secret {domain.control_plane_namespace}/istio-ca-secret, put another CA in its place "
-            f"(kubectl -n {domain.control_plane_namespace} create secret generic cacerts ...), then restart istiod and, "
-            "after it, every workload",
+            next_command=f"back up secret {namespace}/istio-ca-secret, put another CA in its place (kubectl -n "
+            f"{namespace} create secret generic cacerts ...), then restart istiod and, after it, every workload",
         )  # fmt: skip
 
 
