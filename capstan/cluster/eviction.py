@@ -165,7 +165,7 @@ def _evict(cluster: Cluster, pod: Object, until: float, say: Callable[[str], Non
         except (Conflict, NotFound):
             return  # it is gone; or another incarnation has the name
         except Retryable as error:
-            reason = _never(cluster, pod, error)
+            reason = why_never(cluster, pod, error)
             if reason:
                 raise NeverEvicted(reason) from error
             if cluster.clock() >= until:
@@ -176,7 +176,7 @@ def _evict(cluster: Cluster, pod: Object, until: float, say: Callable[[str], Non
             return
 
 
-def _never(cluster: Cluster, pod: Object, error: Retryable) -> str:
+def why_never(cluster: Cluster, pod: Object, error: Retryable) -> str:
     """Why a refused eviction will be refused for ever; empty if it may be allowed later, or if that cannot be told."""
     if not isinstance(error, Throttled) or "disruption budget" not in error.observed:
         return ""

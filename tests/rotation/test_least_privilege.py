@@ -13,9 +13,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from capstan.cluster.client import Cluster
-from capstan.cluster.eviction import still_there
+from capstan.cluster.eviction import still_there, why_never
 from capstan.cluster.workloads import Owners, PodRef
 from capstan.config import ClusterRef, TrustDomain
+from capstan.errors import Throttled
 from capstan.rotation.expiry import WarnBefore
 from flows.radar import look
 from infra.lab.apiserver.rbac import Attributes, Rule, rule_allows, singles, subject_is
@@ -137,6 +138,15 @@ def use_what_only_a_race_needs(kubeconfig: Path) -> None:
     cluster.close()
 
 
+def use_what_only_a_refused_eviction_needs(kubeconfig: Path) -> None:
+    """Code of the product that looks at disruption budgets when one of them said no."""
+    cluster = Cluster.connect(kubeconfig=kubeconfig)
+    pod = {"metadata": {"namespace": "shop", "name": "pod"}}
+    refusal = Throttled("cannot evict", observed="it would violate the pod's disruption budget")
+    assert why_never(cluster, pod, refusal) == ""
+    cluster.close()
+
+
 def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
     rotations: Rotations, tmp_path: Path
 ) -> None:
@@ -162,6 +172,7 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
         assert 'User "system:serviceaccount:capstan:capstan-reader" cannot get resource "namespaces"' in words
         assert "kubectl auth can-i get namespaces" in words
         # 2. The rotator rotates.
+        use_what_only_a_refused_eviction_needs(rotator)
         arguments = ("rotate", "--rotation", rotations.rotation, "--approve", "auto", "-o", "json")
         ran = run(*arguments, home=rotations.home, kubeconfig=rotator)
         assert ran.code == 0, ran.stderr[-3000:]
