@@ -32,6 +32,7 @@ kubernetes_config: Any = kubernetes_config_untyped  # it has no annotations
 
 PAGE: Final = 500  # kubectl's own chunk size; keeps one page of 2,000 pods near 2.5 MB
 READ_ATTEMPTS: Final = 4
+LONGEST_WAIT: Final = 30.0  # seconds of Retry-After that a read waits; asked for more, it fails and says how much
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 
@@ -202,15 +203,19 @@ class Cluster:
     def _read(
         self, call: Call, path: str, query: Mapping[str, str] | None = None, accept: str = "application/json"
     ) -> Object:
-        """A GET, repeated a few times on errors that pass; reads change nothing, so repeating is safe."""
+        """A GET, repeated a few times on errors that pass; reads change nothing, so repeating is safe.
+
+        A server that says how long to wait (Retry-After) is never asked sooner; one that wants longer than
+        LONGEST_WAIT is not asked again here, and the error carries the delay.
+        """
         pause = 0.2
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
                 return self._send(call, "GET", path, query, accept=accept)
             except (Unreachable, Throttled, ServerFault) as error:
-                if attempt == READ_ATTEMPTS:
+                if attempt == READ_ATTEMPTS or (error.delay or 0.0) > LONGEST_WAIT:
                     raise
-                self.sleep(min(pause if error.delay is None else error.delay, 10.0))
+                self.sleep(pause if error.delay is None else error.delay)
                 pause *= 2
         raise AssertionError("unreachable")
 

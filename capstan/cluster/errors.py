@@ -103,13 +103,18 @@ def from_status(
     Args:
         code: HTTP status.
         body: The answer's body: a `Status` object as JSON, or text.
-        headers: The answer's headers; Retry-After is read (RFC 9110 section 10.2.3, the seconds form).
+        headers: The answer's headers; Retry-After is read (RFC 9110 section 10.2.3, the seconds form; where it is
+            missing, `details.retryAfterSeconds` of the Status), and whether API priority and fairness refused.
         call: What was asked.
         cause: Text used when the body has none.
     """
     message, reason = _message(body)
     observed = redact(f"HTTP {code} {reason}: {message or cause}".replace("  ", " "))
     delay = _retry_after(headers)
+    if delay is None:
+        delay = _retry_after_seconds(body)
+    if delay is not None and (code in (408, 409, 429) or code >= 500):
+        observed += f" (the server asks to wait {delay:g} s)"
     if code == 401:
         return Denied(
             call.what, where=call.where, observed=observed, expected="credentials the API server accepts",
@@ -128,6 +133,13 @@ def from_status(
         return Conflict(
             call.what, where=call.where, observed=observed, expected="the object as it was last read",
             next_command=f"run the same command again; it observes first ({call.kubectl})", delay=delay,
+        )  # fmt: skip
+    if code == 429 and (level := _priority_level(headers, body)):
+        return Throttled(
+            call.what, where=call.where,
+            observed=f"{observed}; refused by API priority and fairness, priority level {level}",
+            expected="the request to be let in: the API server is busy, or this user's share of it is used up",
+            next_command="kubectl get --raw /debug/api_priority_and_fairness/dump_priority_levels", delay=delay,
         )  # fmt: skip
     if code == 429:
         return Throttled(
@@ -182,6 +194,28 @@ def _retry_after(headers: Mapping[str, str] | None) -> float | None:
         if key.lower() == "retry-after" and str(value).strip().isdigit():
             return float(value)
     return None
+
+
+def _retry_after_seconds(body: bytes | str | None) -> float | None:
+    """What a Status says in its details: an error inside a watch has no headers."""
+    try:
+        status = json.loads(body or "")
+    except ValueError:
+        return None
+    details = status.get("details") if isinstance(status, dict) else None
+    seconds = details.get("retryAfterSeconds") if isinstance(details, dict) else None
+    return float(seconds) if isinstance(seconds, int) and seconds > 0 else None
+
+
+def _priority_level(headers: Mapping[str, str] | None, body: bytes | str | None) -> str:
+    """The UID of the priority level that refused, or "".
+
+    An API server names the level on every answer; its own refusal is plain text, while a handler's 429 (an eviction
+    that a budget forbids) is a Status (kubernetes.io/docs/concepts/cluster-administration/flow-control).
+    """
+    if (body or b"")[:1] in (b"{", "{"):
+        return ""
+    return next((v for k, v in (headers or {}).items() if k.lower() == "x-kubernetes-pf-prioritylevel-uid"), "")
 
 
 def _text(error: BaseException) -> str:

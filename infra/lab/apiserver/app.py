@@ -8,7 +8,7 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from . import deleting, discovery, health, openapi, reading, status, subresources, writing
+from . import deleting, discovery, fairness, health, openapi, reading, status, subresources, writing
 from . import request as requests
 from .aggregation import not_served
 from .faults import ConnectionDroppedError
@@ -153,9 +153,8 @@ class App:
 
     @staticmethod
     def _refusal(error: ApiStatusError) -> Response:
-        if error.plain:
-            return Response.text(error.message, error.code)
-        response = Response.json(error.body(), error.code)
+        plain = error.plain
+        response = Response.text(error.message, error.code) if plain else Response.json(error.body(), error.code)
         response.headers.update(error.headers)
         return response
 
@@ -171,7 +170,8 @@ class App:
             (b"cache-control", b"no-cache, private"),
             (b"content-type", response.content_type.encode()),
         ]
-        headers += [(name.lower().encode(), value.encode()) for name, value in response.headers.items()]
+        named = fairness.headers(request.user) if request.user is not None else {}
+        headers += [(name.lower().encode(), value.encode()) for name, value in {**named, **response.headers}.items()]
         for text in dict.fromkeys(request.warnings):
             quoted = text.replace("\\", "\\\\").replace('"', '\\"')
             headers.append((b"warning", f'299 - "{quoted}"'.encode()))

@@ -5,13 +5,14 @@ agent and method, and the rights that each user who is no administrator has aske
 get in. A rule:
 
     {"method": "PATCH", "path": "/deployments/web$", "userAgent": "capstan", "nth": 2, "times": 1,
-     "action": {"status": 503, "retryAfter": 1} | {"delay": 0.5} | {"drop": "before"|"after"} |
+     "action": {"status": 503, "retryAfter": 1} | {"fairness": 1} | {"delay": 0.5} | {"drop": "before"|"after"} |
                {"kill": PID, "when": "before"|"after"} | {"expire": "secrets"} | {"stall": true}}
 
 `path` and `userAgent` are regular expressions searched for; `nth` counts matching requests from 1 (default 1), `times`
-is how many are hit from there on (default 1, 0: for ever). ``after`` means after the commit. ``expire`` forgets the
-watch history (of one storage resource or of all) before the request; ``stall`` opens a watch and never sends anything
-on it.
+is how many are hit from there on (default 1, 0: for ever). ``fairness`` refuses as API priority and fairness does, with
+429, so many seconds of Retry-After and the headers that name flow schema and priority level (fairness.py). ``after``
+means after the commit. ``expire`` forgets the watch history (of one storage resource or of all) before the request;
+``stall`` opens a watch and never sends anything on it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import signal
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import status
+from . import fairness, status
 from .request import Response
 from .users import MASTERS
 
@@ -76,9 +77,11 @@ class Rule:
         unknown = set(body) - {"action", "method", "path", "userAgent", "nth", "times"}
         if unknown:
             raise status.bad_request(f"unknown fields in a fault rule: {', '.join(sorted(unknown))}")
-        known = {"status", "retryAfter", "message", "delay", "drop", "kill", "when", "expire", "stall"}
+        known = {"status", "retryAfter", "message", "delay", "drop", "kill", "when", "expire", "stall", "fairness"}
         if set(action) - known:
             raise status.bad_request(f"unknown action: {', '.join(sorted(set(action) - known))}")
+        if "fairness" in action and not (isinstance(action["fairness"], int) and action["fairness"] > 0):
+            raise status.bad_request("fairness is the seconds of Retry-After: a number above 0")
         try:
             re.compile(body.get("path", ""))
             re.compile(body.get("userAgent", ""))
@@ -138,9 +141,9 @@ class Faults:
         hit = [rule for rule in self.rules if rule.hits(request)]
         request.scope["state"]["faults"] = hit
         for rule in hit:
-            await self._before(rule.action)
+            await self._before(request, rule.action)
 
-    async def _before(self, action: dict[str, Any]) -> None:
+    async def _before(self, request: Request, action: dict[str, Any]) -> None:
         if "delay" in action:
             await asyncio.sleep(float(action["delay"]))
         if "expire" in action and self.store is not None:
@@ -150,6 +153,8 @@ class Faults:
             os.kill(int(action["kill"]), signal.SIGKILL)
         if action.get("drop") == "before":
             raise ConnectionDroppedError
+        if "fairness" in action:
+            raise fairness.refusal(request.user, int(action["fairness"]))
         if "status" in action:
             raise self._error(action)
 

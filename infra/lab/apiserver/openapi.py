@@ -1,7 +1,7 @@
-"""OpenAPI v3: the root, and a document per group version that says which paths take ``fieldValidation``.
+"""OpenAPI v3: the root, and a document per group version: which paths take ``fieldValidation``, and the schemas.
 
 kubectl apply reads no schema from here; it looks whether the server validates fields itself (the parameter on the PATCH
-and POST operations), which ours does.
+and POST operations), which ours does. kubectl explain reads the schemas (`openapi_types`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from . import status
+from . import openapi_types, status
 from .request import Response
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def answer(registry: Registry, request: Request) -> Response:
             response.content_type = "text/plain; charset=utf-8"
             return response
         case ["v3", "api", version] if registry.find("", version, "pods"):
-            return Response.json(_document(registry, "", version))
+            return Response.json(_with_schemas(registry, "", version))
         case ["v3", "apis", group, version] if version in registry.versions(group):
-            return Response.json(_document(registry, group, version))
+            return Response.json(_with_schemas(registry, group, version))
     raise status.page_not_found()
 
 
@@ -43,16 +43,26 @@ def _root(registry: Registry) -> JSON:
     for group in registry.groups():
         for version in registry.versions(group):
             path = f"apis/{group}/{version}" if group else f"api/{version}"
-            digest = hashlib.sha512(json.dumps(_document(registry, group, version)).encode()).hexdigest().upper()
+            # Schemas of built-in kinds never change; those of custom ones do.
+            custom = [dict(kind.schema) for kind in _kinds(registry, group, version) if kind.custom]
+            known = json.dumps([_document(registry, group, version), custom])
+            digest = hashlib.sha512(known.encode()).hexdigest().upper()
             paths[path] = {"serverRelativeURL": f"/openapi/v3/{path}?hash={digest}"}
     return {"paths": paths}
 
 
+def _kinds(registry: Registry, group: str, version: str) -> list[KindInfo]:
+    return [kind for kind in registry if (kind.group, kind.version) == (group, version)]
+
+
+def _with_schemas(registry: Registry, group: str, version: str) -> JSON:
+    schemas = openapi_types.schemas(_kinds(registry, group, version))
+    return {**_document(registry, group, version), "components": {"schemas": schemas}}
+
+
 def _document(registry: Registry, group: str, version: str) -> JSON:
     paths: JSON = {}
-    for kind in registry:
-        if kind.group != group or kind.version != version:
-            continue
+    for kind in _kinds(registry, group, version):
         base = f"/apis/{group}/{version}" if group else f"/api/{version}"
         collection = f"{base}/namespaces/{{namespace}}/{kind.plural}" if kind.namespaced else f"{base}/{kind.plural}"
         verbs = set(kind.verbs)
