@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from capstan.cluster.parallel import map_bounded
 from capstan.trust.observation import Fingerprint, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from capstan.cluster.restart import RestartReport, Step
     from capstan.pki.bundle import Bundle
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 RECENT: Final = timedelta(hours=1)
 """How far back checks look, unless told: the API server keeps an Event for an hour by default (--event-ttl)."""
+
+
+@runtime_checkable
+class KeepsTags(Protocol):
+    """An adapter whose places can keep, beside what is written, whose it is: Key Vault versions do, Secrets need not."""
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Keep these with everything that is written from now on, in place of those given before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from capstan.systems.istio.observe import CONCURRENCY, PEER_TIMEOUT, View, obser
 from capstan.systems.istio.opening import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from datetime import timedelta
 
     from capstan.cluster.client import Cluster
@@ -65,6 +65,7 @@ class Istio:
         self._now = now
         self._certificates: dict[Fingerprint, Certificate] = {}
         self._vault_source: CaSource | None = None
+        self._tags: dict[str, str] = {}
 
     @property
     def cluster_name(self) -> str:
@@ -82,9 +83,16 @@ class Istio:
         if self._vault_source is None:  # a credential and its token are used for the whole run
             source = open_source(self.cluster, self.namespace, self.plugin_ca, accept=self.accept, now=self._now)
             if isinstance(source, KeyVaultSource):
+                source.tags = dict(self._tags)
                 source.before_switch = partial(settle.await_chain, self.cluster, self.namespace, source)
             self._vault_source = source
         return self._vault_source
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """See `KeepsTags`: the Key Vault versions of a rotation carry its id."""
+        self._tags = dict(tags)
+        if isinstance(self._vault_source, KeyVaultSource):
+            self._vault_source.tags = dict(tags)
 
     def view(self, known: Iterable[Certificate] = ()) -> View:
         """A fresh look, with everything Istio-specific in it."""
