@@ -76,6 +76,11 @@ def redate_flow() -> Callable[..., Any]:
     return _flow(System.ISTIO, "redate_root")
 
 
+def enable_flow() -> Callable[..., Any]:
+    """The flow that gives AKS clusters their add-on with a plug-in CA."""
+    return _flow(System.AKS_ISTIO, "enable_plugin_ca")
+
+
 def _flow(system: System, name: str) -> Callable[..., Any]:
     found: Callable[..., Any] = getattr(importlib.import_module(MODULES[system]), name)
     return found

@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from rich.text import Text
 
 from capstan.cli.approving import ApprovalOptions
+from capstan.cli.istio_enable import enable
 from capstan.cli.istio_judging import Age, Grade, Held, ages, held, versions, worst
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from capstan.config import TrustDomain
     from capstan.systems.istio.adapter import Istio
 
-app = App(name="istio", help="Look at an Istio's CA and who holds it; give a self-signed root a new end.")
+app = App(
+    name="istio",
+    help="Look at an Istio's CA and who holds it; give a self-signed root a new end; enable the AKS add-on.",
+)
+app.command(enable)
 
 _SYSTEMS = (System.ISTIO, System.AKS_ISTIO)
 _STYLES = {Grade.OK: "green", Grade.WARNING: "yellow", Grade.ERROR: "bold red"}

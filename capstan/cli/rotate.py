@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
@@ -21,6 +21,8 @@ from capstan.errors import InvalidInput
 
 if TYPE_CHECKING:
     from capstan.rotation import Outcome
+
+_Result = TypeVar("_Result")
 
 
 def rotate(
@@ -105,14 +107,14 @@ def run_rotation(
 
 def run_flow(
     domain: TrustDomain,
-    flow: Callable[[], Callable[..., Any]],
+    flow: Callable[[], Callable[..., _Result]],
     arguments: Sequence[Any],
     *,
     approvals: ApprovalOptions,
     title: str,
     doing: str = "rotate with Prefect",
     handshakes: Callable[[], Handshakes | None] | None = None,
-) -> Outcome:
+) -> _Result:
     """Run a flow of one domain in this process, watched and asked on the terminal.
 
     Args:
@@ -131,8 +133,8 @@ def run_flow(
 
         loaded = flow()
         with leaving_at_once(), decided_by(approvals.approver(watcher)), prefect_errors(doing):
-            outcome: Outcome = loaded(domain, *arguments)
-        return outcome
+            result = loaded(domain, *arguments)
+        return result
 
 
 def _refused(outcome: Outcome) -> str:
