@@ -133,8 +133,7 @@ def run_flow(
 
         loaded = flow()
         with leaving_at_once(), decided_by(approvals.approver(watcher)), prefect_errors(doing):
-            result = loaded(domain, *arguments)
-        return result
+            return loaded(domain, *arguments)
 
 
 def _refused(outcome: Outcome) -> str:

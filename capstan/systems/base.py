@@ -32,7 +32,7 @@ RECENT: Final = timedelta(hours=1)
 
 @runtime_checkable
 class KeepsTags(Protocol):
-    """An adapter whose places can keep, beside what is written, whose it is: Key Vault versions do, Secrets need not."""
+    """An adapter whose places can keep, beside what is written, whose it is: as the versions of a Key Vault can."""
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Keep these with everything that is written from now on, in place of those given before."""
