@@ -50,6 +50,7 @@ def _parameters() -> list[Any]:
     ]
 
 
+@pytest.mark.proves("api", "recorded scenarios", "all 88, recorded from a real v1.36")
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("path", _parameters())
 def test_the_server_answers_a_recorded_scenario_as_the_real_one_did(path: Path, client: Any) -> None:

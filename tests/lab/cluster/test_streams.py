@@ -73,6 +73,7 @@ def core(lab: ClusterLab) -> official.CoreV1Api:
     return official.CoreV1Api(config.new_client_from_config(path))  # type: ignore[no-untyped-call]  # it has no types
 
 
+@pytest.mark.proves("api", "port-forward", "Python client, over WebSocket channels")
 def test_the_python_client_forwards_bytes_both_ways(lab: ClusterLab, core: official.CoreV1Api) -> None:
     start(lab, "upper", upper)
     forward = portforward(core.connect_get_namespaced_pod_portforward, "upper", "default", ports="7000")
@@ -101,6 +102,7 @@ def test_the_python_client_learns_that_nobody_listens_on_a_port(lab: ClusterLab,
 
 @needs_kubectl
 @pytest.mark.slow
+@pytest.mark.proves("api", "port-forward", "kubectl, tunnelled through a WebSocket and over plain SPDY")
 @pytest.mark.parametrize("websockets", ["true", "false"])
 def test_kubectl_forwards_a_port_over_a_tunnel_and_over_plain_spdy(lab: ClusterLab, websockets: str) -> None:
     name = f"web-{websockets}"
