@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, cast
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from capstan.errors import Denied, GateRefused, InvalidInput, NotFound, ServerFault, Throttled, Unreachable
+from capstan.config import PluginCa
+from capstan.errors import (
+    Denied,
+    GateRefused,
+    InvalidInput,
+    NotFound,
+    ServerFault,
+    Throttled,
+    Unreachable,
+    VerificationFailed,
+)
+from capstan.pki.inspect import Certificate
+from capstan.pki.verify import verify_leaf
+from capstan.systems.base import KeepsTags
+from capstan.systems.istio.adapter import Istio
 from capstan.systems.istio.key_vault import KeyVaultSource, ObjectNames
 from capstan.systems.istio.source import CaFiles
 from capstan.systems.istio.texts import certificates_of
 from capstan.vaults.secret_texts import SecretTexts
+from infra.lab.istio.istiod import bundle, leaves
+from infra.lab.istio.istiod.versions import Rules
 from infra.lab.keyvault import Fault, KeyVault
-from tests.pki.ca import make
+from tests.pki.ca import NOW, make
 from tests.systems.istio.writing import Ca, clock, pem
 from tests.vaults.harness import StaticCredential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from capstan.cluster.client import Cluster
 
 OLD, NEW = Ca.of("A"), Ca.of("B")
 BOTH = pem(OLD.root.certificate, NEW.root.certificate)
@@ -93,6 +114,66 @@ def test_adding_a_root_makes_one_version_of_one_secret(vault: KeyVault, filled: 
 
 BRIDGE = pem(NEW.issuer.certificate, NEW.root.certificate, OLD.issuer.certificate)
 """A chain that serves leaves of the new issuer and of the old one."""
+
+
+def served(state: dict[str, str]) -> tuple[Certificate, tuple[Certificate, ...]]:
+    """A leaf as an istiod hands it out that has read these four files, and the chain that goes with it.
+
+    Raises:
+        BundleError: It does not take them, and goes on with what it had.
+    """
+    cert, key, chain, root = (state[name].encode() for name in ("ca-cert", "ca-key", "cert-chain", "root-cert"))
+    taken = bundle.verified(cert, key, chain, root, b"", rules=Rules.of("1.30.2", {}), now=NOW)
+    identity = x509.UniformResourceIdentifier("spiffe://cluster.local/ns/shop/sa/web")
+    key_of_workload = ec.generate_private_key(ec.SECP256R1()).public_key()
+    leaf = leaves.leaf(taken, key_of_workload, [identity], timedelta(hours=24), now=NOW)
+    return Certificate(leaf), certificates_of(taken.chain_pem.decode(), "chain")
+
+
+def test_istiod_takes_a_chain_that_lacks_its_signer_and_nobody_can_verify_its_leaves() -> None:
+    """istiod verifies its certificate through the chain; what a root has signed itself needs nothing of the chain."""
+    leaf, chain = served(by_name(OLD, BOTH) | {"cert-chain": by_name(NEW)["cert-chain"]})
+    with pytest.raises(VerificationFailed):
+        verify_leaf(leaf, chain, certificates_of(BOTH, "roots"), NOW)
+    leaf, chain = served(by_name(OLD, BOTH) | {"cert-chain": BRIDGE})
+    verify_leaf(leaf, chain, certificates_of(BOTH, "roots"), NOW)
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
+def test_at_no_moment_of_a_switch_does_istiod_hand_out_a_leaf_that_cannot_be_verified(
+    vault: KeyVault, filled: KeyVaultSource, back: bool
+) -> None:
+    filled.ensure(root_cert=BOTH)
+    if back:
+        filled.ensure(issuer=NEW.material)
+    state, signers = held(vault), []
+    written = writes(filled.ensure(issuer=OLD.material if back else NEW.material))
+    for name in written:
+        state = state | {name: held(vault)[name]}
+        try:
+            leaf, chain = served(state)
+        except bundle.BundleError as error:
+            signers.append(str(error).partition(":")[0])
+            continue
+        verify_leaf(leaf, chain, certificates_of(BOTH, "roots"), NOW)
+        signers.append("old" if leaf.signed_by(OLD.issuer.certificate) else "new")
+    first, last = ("new", "old") if back else ("old", "new")
+    assert list(zip(written, signers, strict=True)) == [
+        ("cert-chain", first), ("ca-cert", "the cert does not match the key"), ("ca-key", last)
+    ]  # fmt: skip
+
+
+def test_an_adapter_keeps_a_rotations_tags_with_every_version_it_writes(
+    vault: KeyVault, filled: KeyVaultSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capstan.systems.istio.adapter.open_source", lambda *_, **__: filled)
+    istio = Istio(cast("Cluster", None), plugin_ca=PluginCa(key_vault=vault.url), now=clock)
+    assert isinstance(istio, KeepsTags)
+    for rotation, roots in (("first", BOTH), ("second", pem(OLD.root.certificate))):
+        istio.tag({"capstan-rotation": rotation})
+        istio.source().ensure(root_cert=roots)
+        assert dict(texts(vault).latest("root-cert").tags)["capstan-rotation"] == rotation
+    assert "capstan-rotation" not in dict(texts(vault).latest("ca-key").tags)
 
 
 def switched(roots: str) -> dict[str, str]:
