@@ -17,10 +17,11 @@ from capstan.cluster.resources import (
     DEPLOYMENTS,
     JOBS,
     NAMESPACES,
+    POD_DISRUPTION_BUDGETS,
     PODS,
     REPLICA_SETS,
+    REPLICATION_CONTROLLERS,
     STATEFUL_SETS,
-    Resource,
 )
 from capstan.cluster.restart import STAMP, restart_workloads
 from capstan.cluster.workloads import Method, Owners, is_ready, method
@@ -29,8 +30,6 @@ from capstan.trust.observation import Owner
 from infra.lab.up import Lab, Options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
-
-BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +131,16 @@ def test_a_new_stamp_restarts_again(cluster, namespace):
     assert not before & uids(cluster, namespace)
 
 
+@pytest.mark.proves("workloads", "OnDelete", "old pods are evicted one by one under their budgets")
 @pytest.mark.parametrize(
     ("resource", "spec", "count"),
     [
         (STATEFUL_SETS, {"replicas": 2, "serviceName": "web", "updateStrategy": {"type": "OnDelete"}}, 2),
         (DAEMON_SETS, {"updateStrategy": {"type": "OnDelete"}}, 3),
         (REPLICA_SETS, {"replicas": 2}, 2),
+        (REPLICATION_CONTROLLERS, {"replicas": 1, "selector": {"app": "web"}}, 1),
     ],
-    ids=["StatefulSet OnDelete", "DaemonSet OnDelete", "bare ReplicaSet"],
+    ids=["StatefulSet OnDelete", "DaemonSet OnDelete", "bare ReplicaSet", "ReplicationController"],
 )
 def test_what_does_not_roll_by_itself_is_evicted_one_by_one(cluster, namespace, resource, spec, count):
     make(cluster, namespace, resource, count, **spec)
@@ -203,7 +204,7 @@ def test_what_cannot_be_restarted_is_returned_with_its_reason(cluster, namespace
     )
 
 
-def test_a_disruption_budget_is_waited_for_and_never_overridden(cluster, namespace):
+def test_a_disruption_budget_is_never_overridden_and_one_that_needs_all_is_listed(cluster, namespace):
     make(cluster, namespace, REPLICA_SETS, 1, replicas=1)
     budget = {
         "apiVersion": "policy/v1",
@@ -211,15 +212,17 @@ def test_a_disruption_budget_is_waited_for_and_never_overridden(cluster, namespa
         "metadata": {"name": "keep", "namespace": namespace},
         "spec": {"minAvailable": 1, "selector": SELECTOR},
     }
-    cluster.create(BUDGETS, budget)
-    wait_for(lambda: (cluster.get(BUDGETS, "keep", namespace).get("status") or {}).get("expectedPods") == 1, cluster)
+    cluster.create(POD_DISRUPTION_BUDGETS, budget)
+    wait_for(
+        lambda: (cluster.get(POD_DISRUPTION_BUDGETS, "keep", namespace).get("status") or {}).get("expectedPods") == 1,
+        cluster,
+    )
     before = uids(cluster, namespace)
     owner = Owner("ReplicaSet", namespace, "web")
-    with pytest.raises(GateTimedOut) as caught:
-        restart_workloads(cluster, [owner], "turn-1", seconds=3)
-    assert "disruption budget" in str(caught.value)
+    (skipped,) = restart_workloads(cluster, [owner], "turn-1", seconds=30).skipped
+    assert "disruption budget keep never lets a pod go" in skipped.reason
     assert uids(cluster, namespace) == before
-    cluster.delete(BUDGETS, "keep", namespace)
+    cluster.delete(POD_DISRUPTION_BUDGETS, "keep", namespace)
     restart_workloads(cluster, [owner], "turn-1", seconds=30)
     assert not before & uids(cluster, namespace)
 
