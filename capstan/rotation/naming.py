@@ -8,7 +8,7 @@ before they look at key identifiers, and two Envoys that trust two roots of one 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cryptography.x509.oid import NameOID
 
@@ -17,6 +17,7 @@ from capstan.config import System
 if TYPE_CHECKING:
     from capstan.pki.inspect import Certificate
 
+_IDENTITY: Final = "identity."  # of Linkerd's issuer: identity.NAMESPACE.TRUST-DOMAIN, and of its root root.…
 _GENERATION = re.compile(r" G[1-9][0-9]*$")
 _LONGEST = 64 - len(" G999999")  # ub-common-name (RFC 5280, appendix A.1) less the generation that is added
 
@@ -24,9 +25,13 @@ _LONGEST = 64 - len(" G999999")  # ub-common-name (RFC 5280, appendix A.1) less 
 def root_name(current: Certificate) -> str:
     """Common name of the next root, without its generation: the present one's, or its organization.
 
-    Istio's self-signed root is named by its organization alone (`O=cluster.local`).
+    Istio's self-signed root is named by its organization alone (`O=cluster.local`). Linkerd's CLI makes one
+    certificate that is both anchor and issuer, and names it as the issuer: the next issuer goes on with that name, and
+    the next root is called as Linkerd's manual calls a root.
     """
     name = _GENERATION.sub("", current.common_name) or _organization(current) or "mesh root"
+    if name.startswith(_IDENTITY):
+        name = f"root.{name.removeprefix(_IDENTITY)}"
     return name[:_LONGEST]
 
 

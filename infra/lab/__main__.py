@@ -45,6 +45,9 @@ def _linkerd(up: argparse._ArgumentGroup) -> None:
     up.add_argument("--min-refresh", default="1s", help="floor of the proxies' renewal interval (Go duration)")
     up.add_argument("--linkerd-version", default=manifests.DEFAULT_VERSION, help="version to behave as")
     up.add_argument("--scheme", choices=sorted(SCHEME_FILES), default="linkerd.io/tls", help="of the issuer Secret")
+    up.add_argument(
+        "--default-certificates", action="store_true", help="one self-signed certificate is both anchor and issuer"
+    )
     up.add_argument("--no-native-sidecar", action="store_true", help="put linkerd-proxy into spec.containers")
 
 
@@ -77,6 +80,7 @@ def options(arguments: argparse.Namespace) -> Options:
         min_refresh=arguments.min_refresh,
         scheme=arguments.scheme,
         native_sidecar=not arguments.no_native_sidecar,
+        default_certificates=arguments.default_certificates,
         replicas=1 if replicas is None else replicas,
     )
     ca = arguments.ca if arguments.system == "istio" else istio.PLUGIN

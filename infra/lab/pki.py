@@ -94,6 +94,24 @@ def mint_issuer(
     return KeyPair(builder.sign(root.key, hashes.SHA256()), key)
 
 
+def mint_self_signed_issuer(
+    *, now: datetime, name: str = ISSUER_NAME, lifetime: timedelta = timedelta(hours=8760, seconds=20)
+) -> KeyPair:
+    """What `linkerd install` makes where it is given no certificates: one CA that is both trust anchor and issuer.
+
+    Serial 1, no path length, a DNS name, and the extended key usages of a leaf (linkerd2 pkg/tls, CreateRootCA).
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = (
+        _authority(_name(name), _name(name), key, now, lifetime, None, serial=1)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    )
+    return KeyPair(builder.sign(key, hashes.SHA256()), key)
+
+
 def mint_serving(names: list[str], *, now: datetime, lifetime: timedelta = timedelta(days=365)) -> KeyPair:
     """A self-signed serving certificate for DNS names and addresses, as a Helm chart's `genSelfSignedCert` makes it.
 
@@ -121,9 +139,10 @@ def _authority(
     now: datetime,
     lifetime: timedelta,
     path_length: int | None,
+    serial: int | None = None,
 ) -> x509.CertificateBuilder:
     return (
-        _builder(subject, issuer, key, now, lifetime)
+        _builder(subject, issuer, key, now, lifetime, serial)
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -131,7 +150,12 @@ def _authority(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, lifetime: timedelta
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    now: datetime,
+    lifetime: timedelta,
+    serial: int | None = None,
 ) -> x509.CertificateBuilder:
     now = now.replace(microsecond=0)
     return (
@@ -139,7 +163,7 @@ def _builder(
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial or x509.random_serial_number())
         .not_valid_before(now - BACKDATE)
         .not_valid_after(now + lifetime)
     )

@@ -82,9 +82,8 @@ def test_the_policys_way_of_renewing_leaves_is_the_plans() -> None:
     assert plan_policy(TrustDomain()).renewal is LeafRenewal.AWAIT
 
 
-def self_signed_by_istio() -> Certificate:
-    """A root as istiod makes it: an organization, no common name."""
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "cluster.local")])
+def self_signed(attribute: x509.ObjectIdentifier, value: str) -> Certificate:
+    name = x509.Name([x509.NameAttribute(attribute, value)])
     key = PrivateKey.generate()
     builder = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key)
@@ -94,6 +93,11 @@ def self_signed_by_istio() -> Certificate:
     return Certificate(key.sign(builder))
 
 
+def self_signed_by_istio() -> Certificate:
+    """A root as istiod makes it: an organization, no common name."""
+    return self_signed(NameOID.ORGANIZATION_NAME, "cluster.local")
+
+
 def test_the_next_root_is_named_after_the_present_one_and_never_as_it() -> None:
     assert root_name(ROOT.certificate) == "mesh root"
     istios = self_signed_by_istio()
@@ -101,6 +105,12 @@ def test_the_next_root_is_named_after_the_present_one_and_never_as_it() -> None:
     made = mint_root(RootPolicy(root_name(istios)), RootPolicy(root_name(istios)).next_generation([istios]), NOW)
     assert made.certificate.common_name == "cluster.local G2"
     assert made.certificate.raw.subject != istios.raw.subject
+
+
+def test_the_certificate_that_linkerds_cli_makes_for_both_is_followed_by_a_root_and_an_issuer_of_their_own() -> None:
+    both = self_signed(NameOID.COMMON_NAME, "identity.linkerd.cluster.local")
+    assert root_name(both) == "root.linkerd.cluster.local"
+    assert issuer_name(System.LINKERD, "east", both) == "identity.linkerd.cluster.local"
 
 
 def test_the_next_issuer_keeps_its_name_unless_the_root_itself_signs() -> None:

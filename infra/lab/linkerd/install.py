@@ -19,15 +19,21 @@ JSON = dict[str, Any]
 READY_SECONDS = 90.0
 
 
-def mint(addresses: ServiceAddresses, namespace: str = "linkerd") -> manifests.Material:
-    """A new root, issuer and webhook certificate, and addresses for the two services."""
+def mint(
+    addresses: ServiceAddresses, namespace: str = "linkerd", *, default_certificates: bool = False
+) -> manifests.Material:
+    """A new root, issuer and webhook certificate, and addresses for the two services.
+
+    Args:
+        default_certificates: Root and issuer are one certificate, as `linkerd install` makes it by itself.
+    """
     now = datetime.now(UTC)
-    root = pki.mint_root(now=now)
+    root = pki.mint_self_signed_issuer(now=now) if default_certificates else pki.mint_root(now=now)
     injector_address = addresses.take()
     names = [f"linkerd-proxy-injector.{namespace}.svc", injector_address]
     return manifests.Material(
         root=root,
-        issuer=pki.mint_issuer(root, now=now),
+        issuer=root if default_certificates else pki.mint_issuer(root, now=now),
         webhook=pki.mint_serving(names, now=now),
         identity_address=addresses.take(),
         injector_address=injector_address,

@@ -41,6 +41,7 @@ class Options:
         scheme: linkerd.io/tls or kubernetes.io/tls: which keys of the issuer Secret are read.
         native_sidecar: `proxy.nativeSidecar`, true by default since 2.20.
         cli_install: Whether the Secret linkerd-config-overrides of a CLI installation exists.
+        default_certificates: As `linkerd install` without certificates: one self-signed one is both root and issuer.
         replicas: Of each control-plane Deployment.
     """
 
@@ -53,6 +54,7 @@ class Options:
     scheme: str = "linkerd.io/tls"
     native_sidecar: bool = True
     cli_install: bool = True
+    default_certificates: bool = False
     replicas: int = 1
 
     @property

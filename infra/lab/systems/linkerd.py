@@ -40,7 +40,10 @@ class Linkerd:
         """The control plane; see `System.install`."""
         if await install.is_installed(client, self._options.namespace):
             return False
-        await install.install(client, self._options, install.mint(addresses, self._options.namespace))
+        material = install.mint(
+            addresses, self._options.namespace, default_certificates=self._options.default_certificates
+        )
+        await install.install(client, self._options, material)
         return True
 
     async def deploy(self, client: KubeClient, size: str, nodes: int) -> str:
