@@ -370,6 +370,12 @@ class Rotation:
         proven = bool(self.old_root_refused) or self.record().finished is not None
         return self.plan(seen).phase is Phase.DONE and proven
 
+    def _before(self) -> Bundle:
+        """The roots that this direction began with; a re-date has others at either end, of the same keys."""
+        if self.kind == "re-date" and self.retired is not None:
+            return Bundle.of(*dict.fromkeys(self.retired.issuers.values()))
+        return self.old if self.kind == "anchor" else self.original
+
     def outcome(self) -> Outcome:
         """What this run came to, judged from the last observation."""
         last = self._last or self.observe()
@@ -380,7 +386,7 @@ class Rotation:
             completed=self._completed(last),
             resumed=self.resumed,
             phases=tuple(self._phases),
-            roots_before=tuple(sorted((self.old if self.kind == "anchor" else self.original).fingerprints)),
+            roots_before=tuple(sorted(self._before().fingerprints)),
             roots_after=tuple(sorted(bundles)),
             peers=len(last.peers),
             old_root_refused=self.old_root_refused,
