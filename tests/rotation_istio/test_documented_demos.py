@@ -28,6 +28,7 @@ AKS = ("--system", "aks-istio", "--ca-delivery", "csi")
         ("aks_two_step", AKS),
         ("in_place_new_key", SELF_SIGNED),
         ("delete_create", PLUGIN),
+        ("same_dn_roots", (*PLUGIN, "--no-ski")),
     ],
 )
 def test_the_documented_order_drops_handshakes(
