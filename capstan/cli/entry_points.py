@@ -12,6 +12,9 @@ from capstan.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from capstan.rotation import Outcome
+    from capstan.rotation.enabling import Enabled
+
 
 class What(StrEnum):
     """What `capstan rotate` replaces."""
@@ -56,7 +59,7 @@ def require_rotation(system: System, what: What) -> None:
         )  # fmt: skip
 
 
-def rotation_flow(system: System, what: What) -> Callable[..., Any]:
+def rotation_flow(system: System, what: What) -> Callable[..., Outcome]:
     """The flow that rotates.
 
     Raises:
@@ -66,17 +69,17 @@ def rotation_flow(system: System, what: What) -> Callable[..., Any]:
     return _flow(system, _ROTATE[system, what])
 
 
-def roll_back_flow(system: System) -> Callable[..., Any]:
+def roll_back_flow(system: System) -> Callable[..., Outcome]:
     """The flow that takes a rotation back."""
     return _flow(system, "roll_back")
 
 
-def redate_flow() -> Callable[..., Any]:
+def redate_flow() -> Callable[..., Outcome]:
     """The flow that gives Istio's self-signed root a new end."""
     return _flow(System.ISTIO, "redate_root")
 
 
-def enable_flow() -> Callable[..., Any]:
+def enable_flow() -> Callable[..., Enabled]:
     """The flow that gives AKS clusters their add-on with a plug-in CA."""
     return _flow(System.AKS_ISTIO, "enable_plugin_ca")
 

@@ -13,6 +13,7 @@ from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table
 from capstan.config import System
 from capstan.errors import InvalidInput
+from capstan.rotation.enabling import require_cluster_id
 
 if TYPE_CHECKING:
     from capstan.config import TrustDomain
@@ -46,6 +47,8 @@ def enable(
     if options.system is None:  # there is no control plane yet by which it could be found out
         options = replace(options, system=System.AKS_ISTIO)
     domain = options.resolve((System.AKS_ISTIO,))
+    for reference in domain.clusters:  # before Prefect is started for nothing
+        require_cluster_id(reference)
     if signed_chain is not None and not signed_chain.is_file():
         raise InvalidInput(
             "the signed chain is not there", where=str(signed_chain), observed="no such file",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from capstan.config import ClusterRef, TrustDomain
+    from capstan.config import ClusterRef, PluginCa, TrustDomain
     from capstan.pki.csr import Request
     from capstan.pki.inspect import Certificate
     from capstan.systems.aks.arm import Arm
@@ -247,19 +247,29 @@ def await_signing(
                 cluster.close()
 
 
+def require_cluster_id(reference: ClusterRef) -> PluginCa:
+    """What is declared of a cluster's plug-in CA, which has to name the managed cluster.
+
+    Raises:
+        InvalidInput: It does not: nothing could be enabled.
+    """
+    given = reference.plugin_ca
+    if given is None or not given.cluster_id:
+        raise InvalidInput(
+            "the add-on can be enabled only in a cluster whose ARM id is known", where=f"cluster {reference.name}",
+            observed="no plugin_ca.cluster_id (--cluster-id)", expected="the managed cluster's ARM id",
+            next_command="az aks show --resource-group GROUP --name NAME --query id",
+        )  # fmt: skip
+    return given
+
+
 def plugin_of(reference: ClusterRef, key_vault_id: str) -> tuple[Arm, Plugin]:
     """A cluster's Resource Manager, and where its CA is to come from.
 
     Raises:
         InvalidInput: The cluster has no ARM id, or nothing names the Key Vault.
     """
-    given = reference.plugin_ca
-    if given is None or not given.cluster_id:
-        raise InvalidInput(
-            "the add-on can be enabled only in a cluster whose ARM id is known", where=f"cluster {reference.name}",
-            observed="no plugin_ca.cluster_id", expected="the managed cluster's ARM id",
-            next_command="az aks show --resource-group GROUP --name NAME --query id",
-        )  # fmt: skip
+    given = require_cluster_id(reference)
     arm = open_arm(given.cluster_id)
     if not key_vault_id:
         plugin = read_profile(arm).plugin
