@@ -13,7 +13,6 @@ from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table
 from capstan.config import System
 from capstan.errors import InvalidInput
-from capstan.rotation.enabling import require_cluster_id
 
 if TYPE_CHECKING:
     from capstan.config import TrustDomain
@@ -44,6 +43,9 @@ def enable(
     output
         table, json or yaml.
     """
+    # Imported here: Azure's client takes a second, and the other commands need none.
+    from capstan.rotation.enabling import require_cluster_id
+
     if options.system is None:  # there is no control plane yet by which it could be found out
         options = replace(options, system=System.AKS_ISTIO)
     domain = options.resolve((System.AKS_ISTIO,))
