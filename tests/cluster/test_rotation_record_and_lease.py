@@ -78,9 +78,7 @@ def test_a_lost_race_is_read_again_and_nobodys_change_is_lost(cluster, domain):
     assert (after.new, after.budget) == ("ff", 4)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "no json", "[]", *(f'{{"schema_version": {number}}}' for number in (1, 2, 3, 4))]
-)
+@pytest.mark.parametrize("text", ["", "no json", "[]", *(f'{{"schema_version": {number}}}' for number in (1, 2, 3, 4))])
 def test_a_record_that_is_not_ours_is_refused_and_not_guessed(cluster, domain, text):
     store = RecordStore(cluster, domain)
     store.begin(new_record(domain))
