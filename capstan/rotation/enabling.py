@@ -174,7 +174,9 @@ def accept_signed(
 
 def upload(domain: TrustDomain, reference: ClusterRef, key_vault_id: str, vault: Vault, target: material.Target,
            now: Callable[[], datetime]) -> None:  # fmt: skip
-    """Make a cluster's four secrets, by the rules that istiod reads them with; what is there already is left alone.
+    """Make a cluster's four secrets, by the rules that istiod reads them with.
+
+    One that holds the same text already is left alone; any other text under these names becomes an older version.
 
     Raises:
         GateRefused: The add-on is enabled, and signs with another CA: it was rotated since.

@@ -113,6 +113,7 @@ def killed_and_finished(case: SelfSigned, points: Sequence[str]) -> None:
     case.require_redated(case.redate(), before)
 
 
+@pytest.mark.long
 def test_a_redate_killed_around_its_write_is_one_redate(case: SelfSigned) -> None:
     killed_and_finished(case, A_FEW)
 

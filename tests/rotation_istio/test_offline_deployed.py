@@ -17,7 +17,7 @@ from tests.support.prefect_deployment import JOB_VARIABLES, Deployed
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("istio-offline")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200), pytest.mark.xdist_group("istio-offline")]
 
 DEPLOYMENT = "istio-root/mesh"
 BROKEN = ("Failed", "Crashed", "Completed")
