@@ -115,7 +115,7 @@ def rotate_intermediate(
     persist_result=False,
     log_prints=False,
 )
-def enable_plugin_ca(domain: TrustDomain, key_vault_id: str = "", revision: str = "") -> Enabled:
+def enable_plugin_ca(domain: TrustDomain, key_vault_id: str = "", revision: str = "", adopt: bool = False) -> Enabled:
     """Enable the add-on with a plug-in CA of its own, on clusters that do not have the add-on yet.
 
     Whoever launches it has decided it: there is no mesh yet whose traffic could be harmed, and on a running mesh with a
@@ -125,15 +125,19 @@ def enable_plugin_ca(domain: TrustDomain, key_vault_id: str = "", revision: str 
         domain: The trust domain: its clusters, each with `plugin_ca.cluster_id`, and the names of four secrets.
         key_vault_id: ARM id of the Key Vault; may be left out where every cluster's profile names it.
         revision: Revision of the add-on, such as `asm-1-30`; default: Azure's choice.
+        adopt: Enable it with the CA that is in the Key Vault already; nothing is made, and nothing written there.
     """
     with running_without_rotation(domain):
         now, vault = utc_now, open_vault(domain.vault_url())
         access = steps.enable_guard(domain, key_vault_id)  # (+) before anything is made
-        target = signed_or_minted(domain, vault)  # "generate root and intermediate": (+) once, in a vault
         revisions = {}
-        for cluster in domain.clusters:
-            # "Create secrets in Azure Key Vault": (+) checked first by the rules that istiod reads them with.
-            steps.enable_upload(domain, cluster, key_vault_id, vault, target, now)
+        if adopt:
+            target = steps.enable_adopt(domain, key_vault_id, now)  # (+) checked by the rules that istiod reads it with
+        else:
+            target = signed_or_minted(domain, vault)  # "generate root and intermediate": (+) once, in a vault
+            for cluster in domain.clusters:
+                # "Create secrets in Azure Key Vault": (+) checked first; (+) another CA there is never written over.
+                steps.enable_upload(domain, cluster, key_vault_id, vault, target, now)
         for cluster in domain.clusters:
             # "Enable the secrets provider", (+) with rotation of secrets, and "enable the add-on": one request.
             revisions[cluster.name] = steps.enable_add_on(domain, cluster, key_vault_id, revision)

@@ -25,6 +25,7 @@ def enable(
     key_vault_id: str = "",
     revision: str = "",
     signed_chain: Path | None = None,
+    adopt: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
 ) -> int:
     """Enable the AKS add-on with a plug-in CA: make it, upload it, enable, see every istiod sign. May be run again.
@@ -40,6 +41,8 @@ def enable(
         Revision of the add-on, such as asm-1-30; default: Azure's choice.
     signed_chain
         With --offline-root: the chain that `capstan sign` made of the requests.
+    adopt
+        Enable the add-on with the CA that is in the Key Vault already; nothing is made, and nothing written there.
     output
         table, json or yaml.
     """
@@ -56,11 +59,13 @@ def enable(
             "the signed chain is not there", where=str(signed_chain), observed="no such file",
             expected="what `capstan sign` wrote", next_command="capstan sign --help",
         )  # fmt: skip
-    print_enabled(run_enabling(domain, key_vault_id, revision, signed_chain), output)
+    print_enabled(run_enabling(domain, key_vault_id, revision, signed_chain, adopt=adopt), output)
     return Exit.OK
 
 
-def run_enabling(domain: TrustDomain, key_vault_id: str, revision: str, signed_chain: Path | None) -> Enabled:
+def run_enabling(
+    domain: TrustDomain, key_vault_id: str, revision: str, signed_chain: Path | None, *, adopt: bool = False
+) -> Enabled:
     """Run the flow in this process.
 
     Raises:
@@ -72,7 +77,7 @@ def run_enabling(domain: TrustDomain, key_vault_id: str, revision: str, signed_c
 
     with signed_chain_at(signed_chain):
         return run_flow(
-            domain, enable_flow, (key_vault_id, revision), approvals=ApprovalOptions(),
+            domain, enable_flow, (key_vault_id, revision, adopt), approvals=ApprovalOptions(),
             title=f"plug-in CA for trust domain {domain.name}", doing="enable with Prefect",
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from capstan.systems.aks import enable
 from capstan.systems.aks.arm import open_arm
 from capstan.systems.aks.profile import Plugin, read_profile, vault_url
 from capstan.systems.istio.key_vault import KeyVaultSource, ObjectNames
+from capstan.systems.istio.preflight import verify_files
 from capstan.systems.istio.source import CaFiles
 from capstan.systems.opening import open_systems
 from capstan.vaults.material import Material
@@ -174,27 +175,67 @@ def accept_signed(
 
 def upload(domain: TrustDomain, reference: ClusterRef, key_vault_id: str, vault: Vault, target: material.Target,
            now: Callable[[], datetime]) -> None:  # fmt: skip
-    """Make a cluster's four secrets, by the rules that istiod reads them with.
-
-    One that holds the same text already is left alone; any other text under these names becomes an older version.
+    """Make a cluster's four secrets, by the rules that istiod reads them with; what is there already is left alone.
 
     Raises:
-        GateRefused: The add-on is enabled, and signs with another CA: it was rotated since.
+        GateRefused: The add-on is enabled, and signs with another CA: it was rotated since. Or the vault holds another
+            CA under these names, which somebody may have made for this very purpose. Nothing was written.
         InvalidPem, InvalidCertificate, VerificationFailed: An istiod would not start with them. Nothing was written.
         Denied, Throttled, Unreachable, ServerFault: As the Key Vault; the same call goes on from there.
     """
     with audited_step(f"enable/upload/{reference.name}"):
         arm, plugin = plugin_of(reference, key_vault_id)
-        names = ObjectNames(plugin.root_cert, plugin.ca_cert, plugin.ca_key, plugin.cert_chain)
-        source = KeyVaultSource(
-            SecretTexts(plugin.vault_url), names, cluster_name=reference.name, now=now,
-            tags=material.tags_of(domain.name, ID),
-        )  # fmt: skip
+        source = _source(domain, reference, plugin, now)
         watcher().step("upload the plug-in CA", source.where)
         issuer = material.issuer_material(vault, target.references[f"issuer/{reference.name}"])
+        files = _files(issuer, target.root)
         if read_profile(arm).mesh:
             _require_ours(source, issuer)
-        source.create(_files(issuer, target.root), issuer.key)
+        elif others := source.others(files, issuer.key):
+            raise GateRefused(
+                "the Key Vault holds another CA under these names", where=source.where, observed="; ".join(others),
+                expected="no such secrets, or those of this CA",
+                next_command="capstan istio enable --adopt, to enable the add-on with the CA that is there; or name "
+                "other secrets (--root-cert-object-name and its like)",
+            )  # fmt: skip
+        source.create(files, issuer.key)
+
+
+def adopt(domain: TrustDomain, key_vault_id: str, now: Callable[[], datetime]) -> material.Target:
+    """The CA that is in the vault already, made by whoever keeps the root: verified, and left as it is.
+
+    Raises:
+        NotFound: One of the four secrets is not there.
+        InvalidPem, InvalidCertificate, VerificationFailed: An istiod would not start with them.
+        GateRefused: There is more than one root, or the clusters have different ones.
+    """
+    with audited_step("enable/adopt"):
+        roots: dict[str, Certificate] = {}
+        issuers = {}
+        for reference in domain.clusters:
+            _, plugin = plugin_of(reference, key_vault_id)
+            source = _source(domain, reference, plugin, now)
+            watcher().step("adopt the plug-in CA", source.where)
+            kept = source.kept()
+            verify_files(kept.files, kept.key, source.where, now=now())
+            issuers[reference.name] = source.read_issuer().certificate
+            held = Bundle.parse_lenient(kept.files.root_cert, source.where).certificates
+            roots |= {root.fingerprint: root for root in held}
+        if len(roots) != 1:
+            raise GateRefused(
+                "an add-on is enabled with one root", where=f"trust domain {domain.name}",
+                observed=", ".join(sorted(root[:16] for root in roots)), expected="the same one root in every cluster",
+                next_command="leave the one root that is to be trusted in each cluster's secret of root certificates",
+            )  # fmt: skip
+        return material.Target(next(iter(roots.values())), issuers, {})
+
+
+def _source(domain: TrustDomain, reference: ClusterRef, plugin: Plugin, now: Callable[[], datetime]) -> KeyVaultSource:
+    names = ObjectNames(plugin.root_cert, plugin.ca_cert, plugin.ca_key, plugin.cert_chain)
+    return KeyVaultSource(
+        SecretTexts(plugin.vault_url), names, cluster_name=reference.name, now=now,
+        tags=material.tags_of(domain.name, ID),
+    )  # fmt: skip
 
 
 def enable_add_on(domain: TrustDomain, reference: ClusterRef, key_vault_id: str, revision: str) -> tuple[str, ...]:

@@ -28,9 +28,16 @@ def enable(lab: RunningLab, runner: Runner, home: Path, *more: str, die_at: str 
     arm = json.loads((lab.directory / "keyvault" / "arm.json").read_text())
     named = ("--cluster-id", arm["cluster_id"], "--key-vault-id", arm["key_vault_id"], "--revision", "asm-1-30")
     return runner.run(
-        "istio", "enable", *named, "--offline-root", "-o", "json", *more,
+        "istio", "enable", *named, "-o", "json", *more,
         home=home, kubeconfig=lab.kubeconfig, die_at=die_at,
     )  # fmt: skip
+
+
+OWN_NAMES = tuple(
+    word
+    for what in ("root-cert", "ca-cert", "ca-key", "cert-chain")
+    for word in (f"--{what}-object-name", f"own-{what}")
+)
 
 
 def sign(directory: Path, *arguments: str) -> None:
@@ -59,15 +66,22 @@ def test_an_add_on_gets_a_ca_whose_root_stays_offline_killed_on_the_way_and_run_
     sign(ceremony, "--new-root", "--common-name", "Mesh Root", "--out-dir", "root", "--no-passphrase", "--yes")
     (root,) = Bundle.parse((ceremony / "root" / "root-cert.pem").read_text(), "root-cert.pem").certificates
     with mesh(tmp_path, prefect, *LAB) as (lab, runner):
-        # 1. It asks for a signature, and dies. Nothing was written to the cluster's Key Vault, which is not empty.
+        offline = ("--offline-root", *OWN_NAMES)
+        # 0. The cluster's Key Vault holds a CA that somebody has prepared: it is not written over.
         before = versions(lab)
-        assert enable(lab, runner, home, die_at="enable/request-signing > end").killed
+        refused = enable(lab, runner, tmp_path / "other-home")
+        assert refused.code == 3, refused.stderr[-3000:]
+        assert "another CA under these names" in refused.stderr
+        assert "--adopt" in refused.stderr
+        assert versions(lab) == before
+        # 1. It asks for a signature, and dies. Nothing was written to the vault.
+        assert enable(lab, runner, home, *offline, die_at="enable/request-signing > end").killed
         assert versions(lab) == before
         # 2. The root signs what was asked for; the next run goes on from there, to the add-on that signs by it.
         (request,) = home.glob("requests/*/*.csr.pem")
         by = ("--root-cert", "root/root-cert.pem", "--root-key", "root/root-key.pem", "--yes")
         sign(ceremony, "--request", str(request), *by, "--out", "chain.pem")
-        ran = enable(lab, runner, home, "--signed-chain", str(ceremony / "chain.pem"))
+        ran = enable(lab, runner, home, *offline, "--signed-chain", str(ceremony / "chain.pem"))
         assert ran.code == 0, ran.stderr[-3000:]
         assert "PRIVATE KEY" not in ran.stdout + ran.stderr
         (enabled,) = ran.data["clusters"].values()
@@ -75,9 +89,22 @@ def test_an_add_on_gets_a_ca_whose_root_stays_offline_killed_on_the_way_and_run_
         assert enabled["revisions"] == ["asm-1-30"]
         wait_for(lambda: bool(live(lab)), "a proxy of the add-on to get its leaf")
         assert live(lab) == {(enabled["issuer"], (root.fingerprint,))}
-        assert versions(lab) == {name: count + 1 for name, count in before.items()}
+        made = dict.fromkeys(OWN_NAMES[1::2], 1)
+        assert versions(lab) == before | made
         # 3. Once more finds everything done, and says the same.
-        again = enable(lab, runner, home)
+        again = enable(lab, runner, home, *offline)
         assert again.code == 0, again.stderr[-3000:]
         assert again.data == ran.data
-        assert versions(lab) == {name: count + 1 for name, count in before.items()}
+        assert versions(lab) == before | made
+
+
+@pytest.mark.long
+def test_an_add_on_is_enabled_with_the_ca_that_is_in_the_vault_already(tmp_path: Path, prefect: dict[str, str]) -> None:
+    with mesh(tmp_path, prefect, *LAB) as (lab, runner):
+        before = versions(lab)
+        ran = enable(lab, runner, tmp_path / "home", "--adopt")
+        assert ran.code == 0, ran.stderr[-3000:]
+        (enabled,) = ran.data["clusters"].values()
+        wait_for(lambda: bool(live(lab)), "a proxy of the add-on to get its leaf")
+        assert live(lab) == {(enabled["issuer"], (ran.data["root"],))}
+        assert versions(lab) == before

@@ -193,6 +193,29 @@ class KeyVaultSource:
             )
         return tuple(changes)
 
+    def others(self, files: CaFiles, key: PrivateKey) -> tuple[str, ...]:
+        """Which of the four hold something else than these, each with what: another CA, or what nobody can read.
+
+        What is not there at all is not among them. Compared is what a text is about, not its bytes.
+
+        Raises:
+            InvalidInput: One is disabled. Denied, Throttled, Unreachable, ServerFault: As the vault.
+        """
+        names = self.names
+        wanted = {
+            names.root_cert: files.root_cert, names.ca_cert: files.ca_cert, names.cert_chain: files.cert_chain,
+            names.ca_key: key.pem().decode("ascii"),
+        }  # fmt: skip
+        found = []
+        for name, text in wanted.items():
+            present = self.vault.find(name)
+            if present is None:
+                continue
+            held = self._fingerprints(name, present.text)
+            if held != self._fingerprints(name, text):
+                found.append(f"{name}: {', '.join(each[:16] for each in held) or 'nothing that can be read'}")
+        return tuple(found)
+
     def order(self, present: CaFiles, plan: Planned) -> tuple[str, ...]:
         """The names in the order of writing."""
         names = self.names

@@ -364,3 +364,18 @@ def test_no_text_appears_in_a_repr(vault: KeyVault) -> None:
     client = texts(vault)
     secret, _ = client.put("ca-key", OLD.key.pem().decode(), {})
     assert "PRIVATE" not in repr(secret)
+
+
+def test_another_ca_under_the_same_names_is_named_and_a_part_of_ones_own_is_not(vault: KeyVault) -> None:
+    files = NEW.files()
+    assert source(vault).others(files, NEW.key) == ()  # an empty vault
+    source(vault).create(files, NEW.key)
+    # Another text about the same certificates, as a portal makes it, is no other CA.
+    texts(vault).put("root-cert", files.root_cert.replace("\n", "\r\n"), {})
+    assert source(vault).others(files, NEW.key) == ()
+    texts(vault).put("ca-key", OLD.key.pem().decode("ascii"), {})
+    texts(vault).put("cert-chain", "no certificate", {})
+    found = source(vault).others(files, NEW.key)
+    assert [each.partition(":")[0] for each in found] == ["cert-chain", "ca-key"]
+    assert "nothing that can be read" in found[0]
+    assert "PRIVATE" not in "".join(found)
