@@ -78,6 +78,7 @@ def one(lab: RunningLab, tmp_path: Path) -> Iterator[OneDomain]:
         yield OneDomain(deployed, mesh, halts)
 
 
+@pytest.mark.long
 def test_a_rejection_goes_back_by_the_policy_of_the_domain_and_the_webhook_is_told_of_every_turn(
     lab: RunningLab, tmp_path: Path
 ) -> None:

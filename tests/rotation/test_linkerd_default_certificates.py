@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.rotation.runner import Runner
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_an_anchor_that_is_its_own_issuer_is_said_to_be_and_turned_into_a_hierar
     refused = case.run("--what", "issuer", rotation="alone")
     assert refused.code != 0
     assert "leaves are signed by the root itself" in refused.stderr, refused.stderr[-2000:]
-    assert "capstan rotate --what" in refused.stderr
+    assert "capstan rotate --what" in " ".join(refused.stderr.split())  # lines are broken anywhere
     assert case.live_roots() == case.old
     # 2. Anchor and issuer together: a root whose key is in the vault alone, and an issuer of its own.
     case.forget_earlier()

@@ -32,6 +32,7 @@ def test_a_root_is_turned_and_every_proxy_real_envoys_among_them_holds_exactly_t
     assert case.secret("cacerts")["metadata"]["resourceVersion"] == version
 
 
+@pytest.mark.long
 def test_an_intermediate_is_turned_under_the_root_that_capstan_minted(turned: Callable[..., Turned]) -> None:
     first = turned()
     first.require_finished(first.run())

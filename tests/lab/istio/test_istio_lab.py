@@ -138,6 +138,7 @@ async def _envoy_agrees(running: Running) -> None:
     assert {int(e["ca_cert"][0]["serial_number"], 16) for e in entries} == {root}
 
 
+@pytest.mark.long
 def test_the_documented_two_steps_fail_between_workloads_that_have_renewed_and_those_that_have_not(
     tmp_path: Path,
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_self_signed_istiod_serves_sidecars_of_an_older_version_a_gateway_and_
     run(tmp_path, script, ca="self-signed", version="1.24.6", ambient=True, leaf_seconds=20)
 
 
+@pytest.mark.long
 def test_before_istiod_sidecars_shake_hands_with_what_citadel_writes_into_secrets(tmp_path: Path) -> None:
     async def script(running: Running) -> None:
         secret = await running.lab.client.get("/api/v1/namespaces/shop/secrets/istio.storefront")
