@@ -164,7 +164,7 @@ def test_kubectl_runs_a_command_over_websocket_and_spdy(kubectl: Any, websockets
 @pytest.mark.proves("api", "exec", "kubectl cp, both ways")
 def test_kubectl_copies_a_file_into_a_container_and_out_of_it(kubectl: Any, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("roots\n")
-    assert kubectl("exec", "box", "--", "mkdir", "-p", "/work").returncode == 0
+    assert kubectl("exec", "box", "--", "mkdir", "-p", "/data").returncode == 0
     copied = kubectl("cp", str(tmp_path / "there"), "box:/data/there")
     assert copied.returncode == 0, copied.stderr
     assert kubectl("exec", "box", "--", "cat", "/data/there").stdout == "roots\n"
