@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from OpenSSL import SSL
 
+from infra.lab.accepting import Acceptor
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
@@ -34,39 +36,16 @@ class Inbound:
 
     def __init__(self, host: str, port: int, context: Callable[[], SSL.Context | None]) -> None:
         self.stats: Counter[str] = Counter()
-        self._address = (host, port)
         self._context = context
-        self._socket: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._acceptor = Acceptor(host, port, self._serve)
 
     def start(self) -> None:
         """Bind and accept in the background; raises OSError if the address is taken."""
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setblocking(False)
-        try:
-            listening.bind(self._address)
-            listening.listen(256)
-        except OSError:
-            listening.close()
-            raise
-        self._socket = listening
-        self._spawn(self._accept(listening))
+        self._acceptor.start()
 
     async def stop(self) -> None:
         """Stop listening and drop what is open."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            connection, _ = await loop.sock_accept(listening)
-            connection.setblocking(False)
-            self._spawn(self._serve(connection))
+        await self._acceptor.stop()
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
@@ -99,11 +78,6 @@ class Inbound:
             async with asyncio.timeout(CLOSE_SECONDS):
                 while await loop.sock_recv(connection, _CHUNK):
                     pass
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 class _Stream:

@@ -1,7 +1,7 @@
 """Listening sockets that decide per connection whether it is TLS, and with which certificate.
 
-asyncio's own server fixes its TLS context when it starts; a proxy changes its leaf while it listens, and its admin port
-carries plain HTTP and TLS alike (told apart by the first byte: 0x16 begins a TLS handshake record, RFC 8446 5.1).
+A proxy changes its leaf while it listens, and its admin port carries plain HTTP and TLS alike (told apart by the first
+byte: 0x16 begins a TLS handshake record, RFC 8446 5.1).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
+from infra.lab.accepting import Acceptor
 from infra.lab.linkerd.tlsstream import TlsStream, Writer
 
 TLS_HANDSHAKE_RECORD = b"\x16"
@@ -39,11 +40,9 @@ class Listener:
     """
 
     def __init__(self, host: str, port: int, choose: Choose, connected: Connected) -> None:
-        self._address = (host, port)
         self._choose = choose
         self._connected = connected
-        self._socket: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._acceptor = Acceptor(host, port, self._handle)
 
     def start(self) -> None:
         """Bind and accept in the background.
@@ -51,34 +50,13 @@ class Listener:
         Raises:
             OSError: If the address is taken.
         """
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setblocking(False)
-        try:
-            listening.bind(self._address)
-            listening.listen(256)
-        except OSError:
-            listening.close()
-            raise
-        self._socket = listening
-        self._spawn(self._accept(listening))
+        self._acceptor.start()
 
     async def stop(self) -> None:
         """Stop listening and drop what is open."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            connection, _ = await loop.sock_accept(listening)
-            self._spawn(self._handle(connection))
+        await self._acceptor.stop()
 
     async def _handle(self, connection: socket.socket) -> None:
-        asyncio.get_running_loop()
         try:
             first = await _peek(connection)
             context = self._choose(first == TLS_HANDSHAKE_RECORD)
@@ -95,7 +73,7 @@ class Listener:
                 await self._encrypted(connection, context)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             # ssl.SSLError is an OSError: a peer whose certificate or server name was refused.
-            log.debug("connection on %s:%s: %s", *self._address, error)
+            log.debug("connection on %s:%s: %s", *self._acceptor.address, error)
 
     async def _plain(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=connection)
@@ -111,11 +89,6 @@ class Listener:
             await self._connected(stream.reader, stream)
         finally:
             await stream.aclose()
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 async def _peek(connection: socket.socket) -> bytes:
