@@ -16,20 +16,18 @@ from datetime import UTC, datetime
 from prefect import flow
 
 from capstan.config import TrustDomain
-from capstan.errors import ApprovalRejected, GateRefused
+from capstan.errors import GateRefused
 from capstan.rotation import Outcome, Rotation
 from capstan.rotation.enabling import ID, Enabled
 from capstan.rotation.material import Target
-from capstan.rotation.turning import REJECTED
 from capstan.trust.phase import Phase
 from capstan.vaults.base import Vault
 from capstan.vaults.opening import open_vault
-from flows.approval import approved
-from flows.claims import cancel_waiting_run
+from flows.directions import carried_out, taken_back
 from flows.offline import Wanted, have_signed, mint_or_have_signed
-from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
-from flows.running import running, running_without_rotation
-from flows.waiting import await_convergence, await_gate, await_window
+from flows.phases import cleared, issuers_switched, refusal_proven, rolled_out
+from flows.running import running_without_rotation
+from flows.waiting import await_gate
 from tasks import steps
 
 
@@ -53,24 +51,7 @@ def rotate_root(
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
         forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
     """
-    with running(domain, rotation, take_over=take_over, kind="anchor") as opened:
-        if goes_back_by_itself(opened, forward):
-            back(opened)
-            return opened.outcome()
-        try:
-            steps.face_forward(opened, again=forward)
-            prepare(opened)
-            if steps.pending(opened, Phase.TRUST):
-                trust(opened)
-            if steps.pending(opened, Phase.ISSUE):
-                issue(opened)
-            distrust(opened)
-            steps.finish(opened)
-        except ApprovalRejected:
-            if domain.policy.on_reject == "stop":
-                raise
-            back(opened, REJECTED)
-        return opened.outcome()
+    return carried_out(domain, rotation, to_another_root, kind="anchor", take_over=take_over, forward=forward)
 
 
 @flow(
@@ -91,21 +72,7 @@ def rotate_intermediate(
     Args:
         domain, rotation, take_over, forward: As `rotate_root`.
     """
-    with running(domain, rotation, take_over=take_over, kind="issuer") as opened:
-        if goes_back_by_itself(opened, forward):
-            back(opened)
-            return opened.outcome()
-        try:
-            steps.face_forward(opened, again=forward)
-            prepare(opened)
-            if steps.locate(opened) is not Phase.DONE:
-                renew(opened)
-            steps.finish(opened)
-        except ApprovalRejected:
-            if domain.policy.on_reject == "stop":
-                raise
-            back(opened, REJECTED)
-        return opened.outcome()
+    return carried_out(domain, rotation, to_another_intermediate, kind="issuer", take_over=take_over, forward=forward)
 
 
 @flow(
@@ -164,11 +131,7 @@ def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool 
         rotation: Id of the rotation; by default the one under way, else the last one.
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
     """
-    found = steps.look_back(domain, rotation).record  # before anything is stopped: is there a way back?
-    cancel_waiting_run(found)
-    with running(domain, found.rotation_id, take_over=take_over) as opened:
-        roll_back_when_approved(opened)
-        return opened.outcome()
+    return taken_back(domain, rotation, take_over=take_over)
 
 
 def signed_or_minted(domain: TrustDomain, vault: Vault) -> Target:
@@ -200,30 +163,41 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def to_another_root(rotation: Rotation) -> None:
+    """{A, signed by A} -> {A+B, signed by A} -> {A+B, signed by B} -> {B, signed by B}; passes over what is done."""
+    prepare(rotation)
+    if steps.pending(rotation, Phase.TRUST):
+        trust(rotation)
+    if steps.pending(rotation, Phase.ISSUE):
+        issue(rotation)
+    distrust(rotation)
+
+
+def to_another_intermediate(rotation: Rotation) -> None:
+    """The same for the intermediate alone, under the root there is."""
+    prepare(rotation)
+    if steps.locate(rotation) is not Phase.DONE:
+        renew(rotation)
+
+
 def prepare(rotation: Rotation) -> None:
     """Generate the new root and an intermediate, or the intermediate alone. Nothing in the Key Vault's four changes."""
     with rotation.phase(Phase.PREPARE):
         await_gate(rotation, Phase.PREPARE)  # (+) every proxy and every istiod can be read; everyone trusts everyone
-        steps.preflight(
-            rotation
-        )  # (+) secret rotation is enabled, no revision is being upgraded unread, names of roots
+        # (+) secret rotation is enabled, no revision is being upgraded unread, names of roots
+        steps.preflight(rotation)
         mint_or_have_signed(rotation)  # (+) into the vault, once; the root's key may stay offline; two verifiers agree
 
 
 def trust(rotation: Rotation) -> None:
     """Update the secret root-cert to A+B; the other three stay ("update Azure Key Vault secret root-cert")."""
     with rotation.phase(Phase.TRUST):
-        await_gate(rotation, Phase.TRUST)
-        approved(rotation, Phase.TRUST)
-        await_window(rotation, Phase.TRUST)  # (+) nothing changes outside the domain's maintenance window
+        cleared(rotation, Phase.TRUST)
         for cluster in rotation.systems:
             steps.widen_bundle(rotation, cluster)
-        for cluster in rotation.systems:
-            # "Wait for the time of --rotation-poll-interval", "verify that istiod has picked up the new CA": (+) each
-            # istiod of each revision is asked for a leaf; then ConfigMaps and webhooks.
-            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
-            if rotation.restarts_workloads(Phase.TRUST):
-                steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        # "Wait for the time of --rotation-poll-interval", "verify that istiod has picked up the new CA": (+) each
+        # istiod of each revision is asked for a leaf; then ConfigMaps and webhooks.
+        rolled_out(rotation, Phase.TRUST)
         # "Wait for 24 hours, or restart workloads": (+) every proxy is asked what it holds, until its leaf would end.
         await_gate(rotation, Phase.ISSUE)
 
@@ -231,10 +205,9 @@ def trust(rotation: Rotation) -> None:
 def issue(rotation: Rotation) -> None:
     """(+) Update ca-cert, ca-key and cert-chain to B's; root-cert stays A+B: the documented procedure skips this."""
     with rotation.phase(Phase.ISSUE):
-        await_gate(rotation, Phase.ISSUE)
-        approved(rotation, Phase.ISSUE)
-        await_window(rotation, Phase.ISSUE)
-        _switch(rotation)
+        cleared(rotation, Phase.ISSUE)
+        # (+) refused while any live proxy or istiod would not trust it; then each istiod is asked for a leaf.
+        issuers_switched(rotation)
         await_gate(rotation, Phase.DISTRUST)
 
 
@@ -242,35 +215,17 @@ def distrust(rotation: Rotation) -> None:
     """Update root-cert to B alone: the rest of the documented last step, once nothing under A is presented any more."""
     with rotation.phase(Phase.DISTRUST):
         if steps.locate(rotation) is not Phase.DONE:
-            await_gate(rotation, Phase.DISTRUST)
-            approved(rotation, Phase.DISTRUST)
-            await_window(rotation, Phase.DISTRUST)
+            cleared(rotation, Phase.DISTRUST)
             for cluster in rotation.systems:
                 steps.narrow_bundle(rotation, cluster)
-            for cluster in rotation.systems:
-                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
-                if rotation.restarts_workloads(Phase.DISTRUST):
-                    steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
-        await_convergence(rotation)
-        steps.prove_refusal(rotation)  # (+) a leaf under A is refused by every live proxy
-        await_gate(rotation, Phase.DONE)
+            rolled_out(rotation, Phase.DISTRUST)
+        refusal_proven(rotation)  # (+) a leaf under A is refused by every live proxy
 
 
 def renew(rotation: Rotation) -> None:
     """Update ca-cert, ca-key and cert-chain to another intermediate's; root-cert stays as it is."""
     with rotation.phase(Phase.ISSUE):
-        await_gate(rotation, Phase.ISSUE)
-        approved(rotation, Phase.ISSUE)
-        await_window(rotation, Phase.ISSUE)
-        _switch(rotation)
+        cleared(rotation, Phase.ISSUE)
+        issuers_switched(rotation)
         # The documented procedure ends with istiod's log; (+) every proxy is asked whose leaf it has.
         await_gate(rotation, Phase.DONE)
-
-
-def _switch(rotation: Rotation) -> None:
-    for cluster in rotation.systems:
-        steps.back_up_issuer(rotation, cluster)  # (+) the way back
-        steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy or istiod would not trust it
-        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)  # (+) each istiod is asked for a leaf
-        if rotation.restarts_workloads(Phase.ISSUE):
-            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)

@@ -15,16 +15,14 @@ from __future__ import annotations
 from prefect import flow
 
 from capstan.config import TrustDomain
-from capstan.errors import ApprovalRejected
 from capstan.rotation import Outcome, Rotation
-from capstan.rotation.turning import REJECTED
 from capstan.trust.phase import Phase
-from flows.approval import approved, redate_approved
-from flows.claims import cancel_waiting_run
+from flows.approval import redate_approved
+from flows.directions import carried_out, taken_back
 from flows.offline import mint_or_have_signed
-from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
+from flows.phases import cleared, issuers_switched, refusal_proven, rolled_out
 from flows.running import running
-from flows.waiting import await_convergence, await_gate, await_window
+from flows.waiting import await_gate, await_window
 from tasks import steps
 
 
@@ -49,24 +47,7 @@ def rotate_root(
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
         forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
     """
-    with running(domain, rotation, take_over=take_over, kind="anchor") as opened:
-        if goes_back_by_itself(opened, forward):
-            back(opened)
-            return opened.outcome()
-        try:
-            steps.face_forward(opened, again=forward)
-            prepare(opened)
-            if steps.pending(opened, Phase.TRUST):
-                trust(opened)
-            if steps.pending(opened, Phase.ISSUE):
-                issue(opened)
-            distrust(opened)
-            steps.finish(opened)
-        except ApprovalRejected:
-            if domain.policy.on_reject == "stop":
-                raise
-            back(opened, REJECTED)
-        return opened.outcome()
+    return carried_out(domain, rotation, to_another_root, kind="anchor", take_over=take_over, forward=forward)
 
 
 @flow(
@@ -87,21 +68,7 @@ def rotate_intermediate(
     Args:
         domain, rotation, take_over, forward: As `rotate_root`.
     """
-    with running(domain, rotation, take_over=take_over, kind="issuer") as opened:
-        if goes_back_by_itself(opened, forward):
-            back(opened)
-            return opened.outcome()
-        try:
-            steps.face_forward(opened, again=forward)
-            prepare(opened)
-            if steps.locate(opened) is not Phase.DONE:
-                renew(opened)
-            steps.finish(opened)
-        except ApprovalRejected:
-            if domain.policy.on_reject == "stop":
-                raise
-            back(opened, REJECTED)
-        return opened.outcome()
+    return carried_out(domain, rotation, to_another_intermediate, kind="issuer", take_over=take_over, forward=forward)
 
 
 @flow(
@@ -161,11 +128,24 @@ def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool 
         rotation: Id of the rotation; by default the one under way, else the last one.
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
     """
-    found = steps.look_back(domain, rotation).record  # before anything is stopped: is there a way back?
-    cancel_waiting_run(found)
-    with running(domain, found.rotation_id, take_over=take_over) as opened:
-        roll_back_when_approved(opened)
-        return opened.outcome()
+    return taken_back(domain, rotation, take_over=take_over)
+
+
+def to_another_root(rotation: Rotation) -> None:
+    """{A, signed by A} -> {A+B, signed by A} -> {A+B, signed by B} -> {B, signed by B}; passes over what is done."""
+    prepare(rotation)
+    if steps.pending(rotation, Phase.TRUST):
+        trust(rotation)
+    if steps.pending(rotation, Phase.ISSUE):
+        issue(rotation)
+    distrust(rotation)
+
+
+def to_another_intermediate(rotation: Rotation) -> None:
+    """The same for the intermediate alone, under the root there is."""
+    prepare(rotation)
+    if steps.locate(rotation) is not Phase.DONE:
+        renew(rotation)
 
 
 def prepare(rotation: Rotation) -> None:
@@ -179,18 +159,13 @@ def prepare(rotation: Rotation) -> None:
 def trust(rotation: Rotation) -> None:
     """root-cert.pem := A+B, the signer as it is; every istiod hands out both before any proxy is waited for."""
     with rotation.phase(Phase.TRUST):
-        await_gate(rotation, Phase.TRUST)
-        approved(rotation, Phase.TRUST)
-        await_window(rotation, Phase.TRUST)  # (+) nothing changes outside the domain's maintenance window
+        cleared(rotation, Phase.TRUST)
         for cluster in rotation.systems:
             # Exact bytes, old text first: istiod up to 1.29 takes a changed bundle only if one text contains the other.
             steps.widen_bundle(rotation, cluster)
-        for cluster in rotation.systems:
-            # (+) proven replica by replica: reloaded, or restarted where version and flags cannot reload; then the
-            # ConfigMaps of all namespaces and the webhooks' caBundle.
-            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
-            if rotation.restarts_workloads(Phase.TRUST):
-                steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        # (+) proven replica by replica: reloaded, or restarted where version and flags cannot reload; then the
+        # ConfigMaps of all namespaces and the webhooks' caBundle.
+        rolled_out(rotation, Phase.TRUST)
         # (+) vendors wait for 24 h, or restart and hope; we ask every proxy what it holds, until its leaf would end.
         await_gate(rotation, Phase.ISSUE)
 
@@ -198,10 +173,9 @@ def trust(rotation: Rotation) -> None:
 def issue(rotation: Rotation) -> None:
     """The intermediate := B's, root-cert.pem still A+B; leaves renew at half of their life."""
     with rotation.phase(Phase.ISSUE):
-        await_gate(rotation, Phase.ISSUE)
-        approved(rotation, Phase.ISSUE)
-        await_window(rotation, Phase.ISSUE)
-        _switch(rotation)
+        cleared(rotation, Phase.ISSUE)
+        # (+) refused while any live proxy or istiod would not trust it; then each istiod is asked for a leaf.
+        issuers_switched(rotation)
         await_gate(rotation, Phase.DISTRUST)
 
 
@@ -209,35 +183,17 @@ def distrust(rotation: Rotation) -> None:
     """root-cert.pem := B alone, once no istiod signs and no proxy presents what is under A."""
     with rotation.phase(Phase.DISTRUST):
         if steps.locate(rotation) is not Phase.DONE:
-            await_gate(rotation, Phase.DISTRUST)
-            approved(rotation, Phase.DISTRUST)
-            await_window(rotation, Phase.DISTRUST)
+            cleared(rotation, Phase.DISTRUST)
             for cluster in rotation.systems:
                 steps.narrow_bundle(rotation, cluster)
-            for cluster in rotation.systems:
-                # (+) with one restart of istiod: whom it lets in by certificate it has known since its start.
-                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
-                if rotation.restarts_workloads(Phase.DISTRUST):
-                    steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
-        await_convergence(rotation)
-        steps.prove_refusal(rotation)  # (+) a leaf under A is refused by every live proxy
-        await_gate(rotation, Phase.DONE)
+            # (+) with one restart of istiod: whom it lets in by certificate it has known since its start.
+            rolled_out(rotation, Phase.DISTRUST)
+        refusal_proven(rotation)  # (+) a leaf under A is refused by every live proxy
 
 
 def renew(rotation: Rotation) -> None:
     """The intermediate := another one under the same root; leaves renew at half of their life."""
     with rotation.phase(Phase.ISSUE):
-        await_gate(rotation, Phase.ISSUE)
-        approved(rotation, Phase.ISSUE)
-        await_window(rotation, Phase.ISSUE)
-        _switch(rotation)
+        cleared(rotation, Phase.ISSUE)
+        issuers_switched(rotation)
         await_gate(rotation, Phase.DONE)
-
-
-def _switch(rotation: Rotation) -> None:
-    for cluster in rotation.systems:
-        steps.back_up_issuer(rotation, cluster)  # (+) the way back
-        steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy or istiod would not trust it
-        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)  # (+) each istiod is asked for a leaf
-        if rotation.restarts_workloads(Phase.ISSUE):
-            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)

@@ -9,16 +9,12 @@ from __future__ import annotations
 from prefect import flow
 
 from capstan.config import TrustDomain
-from capstan.errors import ApprovalRejected
 from capstan.rotation import Outcome, Rotation
-from capstan.rotation.turning import REJECTED
 from capstan.trust.phase import Phase
-from flows.approval import approved
-from flows.claims import cancel_waiting_run
+from flows.directions import carried_out, taken_back
 from flows.offline import mint_or_have_signed
-from flows.rolling_back import back, goes_back_by_itself, roll_back_when_approved
-from flows.running import running
-from flows.waiting import await_convergence, await_gate, await_window
+from flows.phases import cleared, issuers_switched, refusal_proven, rolled_out
+from flows.waiting import await_gate
 from tasks import steps
 
 
@@ -42,24 +38,7 @@ def rotate_trust_anchor(
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
         forward: Turn a rotation that is being rolled back, and go forward again; everything is asked for anew.
     """
-    with running(domain, rotation, take_over=take_over, kind="anchor") as opened:
-        if goes_back_by_itself(opened, forward):
-            back(opened)
-            return opened.outcome()
-        try:
-            steps.face_forward(opened, again=forward)
-            prepare(opened)
-            if steps.locate(opened).number <= Phase.TRUST.number:
-                trust(opened)
-            if steps.pending(opened, Phase.ISSUE):
-                issue(opened)
-            distrust(opened)
-            steps.finish(opened)
-        except ApprovalRejected:
-            if domain.policy.on_reject == "stop":
-                raise
-            back(opened, REJECTED)
-        return opened.outcome()
+    return carried_out(domain, rotation, to_another_anchor, kind="anchor", take_over=take_over, forward=forward)
 
 
 @flow(
@@ -83,21 +62,7 @@ def rotate_issuer(
     Args:
         domain, rotation, take_over, forward: As `rotate_trust_anchor`.
     """
-    with running(domain, rotation, take_over=take_over, kind="issuer") as opened:
-        if goes_back_by_itself(opened, forward):
-            back(opened)
-            return opened.outcome()
-        try:
-            steps.face_forward(opened, again=forward)
-            prepare(opened)
-            if steps.locate(opened) is not Phase.DONE:
-                renew(opened)
-            steps.finish(opened)
-        except ApprovalRejected:
-            if domain.policy.on_reject == "stop":
-                raise
-            back(opened, REJECTED)
-        return opened.outcome()
+    return carried_out(domain, rotation, to_another_issuer, kind="issuer", take_over=take_over, forward=forward)
 
 
 @flow(
@@ -119,11 +84,24 @@ def roll_back(domain: TrustDomain, rotation: str | None = None, take_over: bool 
         rotation: Id of the rotation; by default the one under way, else the last one.
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
     """
-    found = steps.look_back(domain, rotation).record  # before anything is stopped: is there a way back?
-    cancel_waiting_run(found)
-    with running(domain, found.rotation_id, take_over=take_over) as opened:
-        roll_back_when_approved(opened)
-        return opened.outcome()
+    return taken_back(domain, rotation, take_over=take_over)
+
+
+def to_another_anchor(rotation: Rotation) -> None:
+    """The documented procedure, phase by phase; what an earlier run has done is passed over."""
+    prepare(rotation)
+    if steps.locate(rotation).number <= Phase.TRUST.number:
+        trust(rotation)
+    if steps.pending(rotation, Phase.ISSUE):
+        issue(rotation)
+    distrust(rotation)
+
+
+def to_another_issuer(rotation: Rotation) -> None:
+    """The same for the issuer alone."""
+    prepare(rotation)
+    if steps.locate(rotation) is not Phase.DONE:
+        renew(rotation)
 
 
 def prepare(rotation: Rotation) -> None:
@@ -137,14 +115,10 @@ def prepare(rotation: Rotation) -> None:
 def trust(rotation: Rotation) -> None:
     """Bundle the new anchor with the old one, and restart the control plane and every meshed workload."""
     with rotation.phase(Phase.TRUST):
-        await_gate(rotation, Phase.TRUST)
-        approved(rotation, Phase.TRUST)
-        await_window(rotation, Phase.TRUST)  # (+) nothing restarts outside the domain's maintenance window
+        cleared(rotation, Phase.TRUST)
         for cluster in rotation.systems:
             steps.widen_bundle(rotation, cluster)
-        for cluster in rotation.systems:
-            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
-            steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        rolled_out(rotation, Phase.TRUST)
         # (+) the documented procedure trusts the restart; we ask every proxy what it holds.
         await_gate(rotation, Phase.ISSUE)
 
@@ -152,10 +126,11 @@ def trust(rotation: Rotation) -> None:
 def issue(rotation: Rotation) -> None:
     """Replace the issuer, and wait until nobody presents a leaf of the old one."""
     with rotation.phase(Phase.ISSUE):
-        await_gate(rotation, Phase.ISSUE)
-        approved(rotation, Phase.ISSUE)
-        await_window(rotation, Phase.ISSUE)
-        _switch(rotation)
+        cleared(rotation, Phase.ISSUE)
+        # (+) identity's Events can be lost and its watcher can die: it is restarted, and each replica's answers judged.
+        # The documented second restart of every workload is by choice: leaves renew by themselves at 70 % of their
+        # life.
+        issuers_switched(rotation)
         await_gate(rotation, Phase.DISTRUST)
 
 
@@ -163,35 +138,16 @@ def distrust(rotation: Rotation) -> None:
     """Remove the old anchor from the bundle, and restart the control plane and every meshed workload."""
     with rotation.phase(Phase.DISTRUST):
         if steps.locate(rotation) is not Phase.DONE:
-            await_gate(rotation, Phase.DISTRUST)
-            approved(rotation, Phase.DISTRUST)
-            await_window(rotation, Phase.DISTRUST)
+            cleared(rotation, Phase.DISTRUST)
             for cluster in rotation.systems:
                 steps.narrow_bundle(rotation, cluster)
-            for cluster in rotation.systems:
-                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
-                steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
-        await_convergence(rotation)
-        steps.prove_refusal(rotation)  # (+) a leaf of the old root is refused by every live proxy
-        await_gate(rotation, Phase.DONE)
+            rolled_out(rotation, Phase.DISTRUST)
+        refusal_proven(rotation)  # (+) a leaf of the old root is refused by every live proxy
 
 
 def renew(rotation: Rotation) -> None:
     """Replace the issuer by another one under the same anchor, and wait until nobody presents a leaf of the old one."""
     with rotation.phase(Phase.ISSUE):
-        await_gate(rotation, Phase.ISSUE)
-        approved(rotation, Phase.ISSUE)
-        await_window(rotation, Phase.ISSUE)
-        _switch(rotation)
+        cleared(rotation, Phase.ISSUE)
+        issuers_switched(rotation)
         await_gate(rotation, Phase.DONE)
-
-
-def _switch(rotation: Rotation) -> None:
-    for cluster in rotation.systems:
-        steps.back_up_issuer(rotation, cluster)  # (+) the way back
-        steps.switch_issuer(rotation, cluster)  # (+) refused while any live proxy would not trust it
-        # (+) identity's Events can be lost and its watcher can die: restart it, and see what each replica signs.
-        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
-        # The documented second restart of every workload, by choice: leaves renew by themselves at 70 % of their life.
-        if rotation.restarts_workloads(Phase.ISSUE):
-            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)

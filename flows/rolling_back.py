@@ -15,7 +15,8 @@ from capstan.rotation.turning import ROLLED_BACK, rejected
 from capstan.trust.phase import Phase
 from flows.approval import way_back_approved
 from flows.claims import FlowRunClaimant
-from flows.waiting import await_convergence, await_gate
+from flows.phases import refusal_proven, rolled_out
+from flows.waiting import await_gate
 from tasks import steps
 
 
@@ -84,10 +85,7 @@ def trust_again(rotation: Rotation) -> None:
     with rotation.phase(Phase.TRUST):
         for cluster in rotation.systems:
             steps.widen_bundle(rotation, cluster)
-        for cluster in rotation.systems:
-            steps.restart_control_plane(rotation, cluster, Phase.TRUST)
-            if rotation.restarts_workloads(Phase.TRUST):
-                steps.restart_data_plane(rotation, cluster, Phase.TRUST)
+        rolled_out(rotation, Phase.TRUST)
         await_gate(rotation, Phase.ISSUE)
 
 
@@ -98,11 +96,7 @@ def issue_again(rotation: Rotation) -> None:
     """
     with rotation.phase(Phase.ISSUE):
         await_gate(rotation, Phase.ISSUE)
-        for cluster in rotation.systems:
-            steps.switch_issuer(rotation, cluster)
-            steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
-            if rotation.restarts_workloads(Phase.ISSUE):
-                steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
+        _issuers_written_back(rotation)
         await_gate(rotation, Phase.DISTRUST)
 
 
@@ -110,12 +104,16 @@ def issuer_again(rotation: Rotation) -> None:
     """Write the old issuer back, and wait until nobody presents a leaf of the new one; both are under trusted roots."""
     with rotation.phase(Phase.ISSUE):
         await_gate(rotation, Phase.ISSUE)
-        for cluster in rotation.systems:
-            steps.switch_issuer(rotation, cluster)
-            steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
-            if rotation.restarts_workloads(Phase.ISSUE):
-                steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
+        _issuers_written_back(rotation)
         await_gate(rotation, Phase.DONE)
+
+
+def _issuers_written_back(rotation: Rotation) -> None:
+    for cluster in rotation.systems:
+        steps.switch_issuer(rotation, cluster)
+        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
+        if rotation.restarts_workloads(Phase.ISSUE):
+            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
 
 
 def redate_again(rotation: Rotation) -> None:
@@ -134,10 +132,5 @@ def distrust_new(rotation: Rotation) -> None:
             await_gate(rotation, Phase.DISTRUST)
             for cluster in rotation.systems:
                 steps.narrow_bundle(rotation, cluster)
-            for cluster in rotation.systems:
-                steps.restart_control_plane(rotation, cluster, Phase.DISTRUST)
-                if rotation.restarts_workloads(Phase.DISTRUST):
-                    steps.restart_data_plane(rotation, cluster, Phase.DISTRUST)
-        await_convergence(rotation)
-        steps.prove_refusal(rotation)
-        await_gate(rotation, Phase.DONE)
+            rolled_out(rotation, Phase.DISTRUST)
+        refusal_proven(rotation)
