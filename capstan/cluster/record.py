@@ -31,9 +31,9 @@ WRITE_ATTEMPTS: Final = 8
 BUDGET: Final = 5  # restarts of a crashed run between two phases
 
 
-Kind = Literal["anchor", "issuer", "re-date"]
-"""What a rotation gives a trust domain: another root and other issuers; other issuers under the same root; or the same
-root with another period of validity."""
+Kind = Literal["anchor", "issuer", "re-date", "webhooks"]
+"""What a rotation gives a trust domain: another root and other issuers; other issuers under the same root; the same root
+with another period of validity; or Linkerd's webhooks other serving certificates."""
 
 
 class _Frozen(BaseModel):

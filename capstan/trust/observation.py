@@ -136,6 +136,7 @@ class ClusterObservation:
         leaf_lifetime: Seconds that a leaf issued now lives, skew included.
         signers: Every live process that signs leaves, where each can be asked (Istio); empty where none can (Linkerd).
         roots_with_leaf: Whether a proxy takes the roots anew with every leaf (Istio), or at its start only (Linkerd).
+        troubles: What else is not as it should be, for a person; only where webhooks are observed (`trust.hooks`).
     """
 
     name: str
@@ -146,6 +147,7 @@ class ClusterObservation:
     leaf_lifetime: float
     signers: tuple[Signer, ...] = ()
     roots_with_leaf: bool = False
+    troubles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Plan:
         old: The roots that are to go.
         stays: The roots that are to stay; empty while the new one is not minted, several on a way back to several.
         kind: `anchor`; `issuer` for a rotation of the issuers alone, whose `old` and `stays` are issuers; `re-date` for
-            the same roots with another life.
+            the same roots with another life; `webhooks` for serving certificates, each in its caBundle (`trust.hooks`).
     """
 
     steps: tuple[Step, ...]
@@ -46,7 +46,7 @@ class Plan:
     policy: Policy
     verdict: Verdict
     domain: tuple[dict[str, Any], ...]
-    kind: Literal["anchor", "issuer", "re-date"] = "anchor"
+    kind: Literal["anchor", "issuer", "re-date", "webhooks"] = "anchor"
 
     @property
     def new(self) -> Fingerprint | None:
