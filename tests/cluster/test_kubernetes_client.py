@@ -76,7 +76,7 @@ def test_a_dry_run_changes_nothing(cluster, namespace):
 def test_a_list_longer_than_a_page_comes_back_whole(cluster, namespace, monkeypatch):
     for index in range(23):
         cluster.create(CONFIG_MAPS, config_map(namespace, f"c-{index:02d}"))
-    monkeypatch.setattr("capstan.cluster.client.PAGE", 5)
+    monkeypatch.setattr("capstan.cluster.reading.PAGE", 5)
     before = cluster.requests
     listing = cluster.list(CONFIG_MAPS, namespace, label_selector="app=t")
     assert [item["metadata"]["name"] for item in listing.items] == [f"c-{index:02d}" for index in range(23)]
