@@ -35,7 +35,7 @@ from capstan.systems.istio.reporting import (
     skipped,
 )
 from capstan.systems.istio.source import Mode
-from capstan.systems.istio.versions import ROTATOR_INTERVAL, needs_complete_set
+from capstan.systems.istio.versions import ROTATOR_INTERVAL, starts_without
 from capstan.systems.linkerd.secrets import decoded
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def ca_checks(cluster: Cluster, view: View, now: datetime) -> Iterable[CheckResu
 
 
 def _complete(view: View, secret: Object | None) -> CheckResult:
-    """A set with files missing is refused since 1.27; before, istiod made itself a self-signed CA without a word."""
+    """Files are missing: refused since 1.26.1; before, an istiod without the key made itself a root instead."""
     about = CA, "the set of plug-in CA files is complete", PLUG_IN_PAGE, Severity.FATAL
     if view.layout.mode is not Mode.PLUG_IN or secret is None:
         return skipped(*about, f"the CA's mode is {view.layout.mode}")
@@ -90,13 +90,20 @@ def _complete(view: View, secret: Object | None) -> CheckResult:
     missing = [key for key in wanted if key not in data or (not data[key] and key != CERT_CHAIN_KEY)]
     if not missing:
         return result(*about, "")
-    refuses = [item.version for item in view.layout.revisions if item.version and needs_complete_set(item.version)]
-    fate = (
-        f"istiod {', '.join(map(str, refuses))} will not start again"
-        if refuses
-        else "the next istiod to start may make itself a self-signed CA, with a root that nobody trusts"
-    )
-    return result(*about, f"secret {view.layout.ca_secret} lacks {', '.join(missing)}: {fate}")
+    key = (TLS_KEY_KEY if TLS_CERT_KEY in data else CA_KEY_KEY) in missing
+    fates = [
+        f"istiod {item.version or 'of unknown version'} {_FATES[starts_without(item.version, key)]}"
+        for item in view.layout.revisions
+    ]
+    told = "; ".join(dict.fromkeys(fates)) or "no istiod is there to start with it"
+    return result(*about, f"secret {view.layout.ca_secret} lacks {', '.join(missing)}: {told}")
+
+
+_FATES: Final = {
+    True: "makes itself a self-signed CA when it starts again, with a root that nobody trusts",
+    False: "will not start again",
+    None: "will not start again, or makes itself a self-signed CA with a root that nobody trusts",
+}
 
 
 def _roots(view: View, now: datetime) -> Iterable[CheckResult]:

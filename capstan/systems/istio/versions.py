@@ -182,9 +182,30 @@ def refused_version(version: Version) -> str:
 
 
 def needs_complete_set(version: Version) -> bool:
-    """Whether an istiod with some but not all plug-in files refuses to start (since 1.27) instead of silently making
-    itself a self-signed CA."""
-    return version.at_least(1, 27)
+    """Whether an istiod refuses to start as soon as any one of the plug-in files is missing beside others: since
+    1.26.1. Before, it asked for the signing key alone, see `starts_without`.
+
+    Source: istio/istio pilot/pkg/bootstrap/istio_ca.go at the tags 1.26.0 and 1.26.1 (checkCABundleCompleteness), of
+    1.24 and 1.25 at their last ones.
+    """
+    return version.at_least(1, 26, 1)
+
+
+def starts_without(version: Version | None, signing_key: bool) -> bool | None:
+    """Whether an istiod starts with an incomplete set of plug-in files, as a self-signed CA with a root of its own.
+
+    Args:
+        signing_key: Whether the signing key is among the files that are missing.
+
+    Returns:
+        False where it does not start; None where the version, and with it the answer, is unknown.
+
+    Source: as `needs_complete_set`; recorded from 1.14: without the key it makes itself a root, without any other of
+    the files it exits with 255.
+    """
+    if not signing_key:
+        return False
+    return None if version is None else not needs_complete_set(version)
 
 
 def pushes_roots(version: Version | None, istiod: Mapping[str, str], proxy: Mapping[str, str]) -> bool:

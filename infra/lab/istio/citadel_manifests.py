@@ -1,7 +1,8 @@
 """The objects of an Istio before 1.5: Citadel, the sidecar injector and Pilot are Deployments of their own.
 
 Names and labels are those of the charts `security`, `sidecarInjectorWebhook` and `pilot` of release 1.4. The injector's
-serving certificate is one of its own, so that its webhook has no part in a rotation of Citadel's root.
+serving certificate is the Secret that Citadel makes for its service account, and its webhook's caBundle is empty until
+the injector fills in Citadel's root: so both have to follow a rotation of that root.
 """
 
 from __future__ import annotations
@@ -12,39 +13,37 @@ from infra.lab.istio import injector, manifests, sidecar
 
 if TYPE_CHECKING:
     from infra.lab.istio.manifests import Options
-    from infra.lab.pki import KeyPair
 
 JSON = dict[str, Any]
 
 CITADEL, INJECTOR, PILOT = "istio-citadel", "istio-sidecar-injector", "istio-pilot"
-CERTIFICATE = "dns.istio-sidecar-injector-service-account"
 RESYNC_SECONDS = "2"
 """Citadel's resync in the lab; 60 s in a real one."""
 
 
-def objects(options: Options, serving: KeyPair) -> list[JSON]:
+def objects(options: Options) -> list[JSON]:
     """Everything but the webhook configuration, in the order of creation."""
     return [
         manifests.namespace(options),
         *manifests.configuration(options),
         *_citadel(options),
-        *_injector(options, serving),
+        *_injector(options),
         *_pilot(options),
     ]
 
 
-def webhook(options: Options, serving: KeyPair) -> JSON:
-    """The MutatingWebhookConfiguration, with the caBundle that the injector's certificate needs."""
+def webhook(options: Options) -> JSON:
+    """The MutatingWebhookConfiguration; its caBundle is the injector's to fill in."""
     service = {"name": INJECTOR, "namespace": options.namespace, "path": "/inject", "port": 443}
     rule = {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": INJECTOR, "labels": {"app": "sidecarInjectorWebhook", "release": "istio"}},
+        "metadata": {"name": injector.CONFIGURATION, "labels": {"app": "sidecarInjectorWebhook", "release": "istio"}},
         "webhooks": [
             {
-                "name": "sidecar-injector.istio.io",
-                "clientConfig": {"service": service, "caBundle": manifests.encode(serving.certificate_pem)},
+                "name": injector.WEBHOOK,
+                "clientConfig": {"service": service, "caBundle": ""},
                 "rules": [rule],
                 "failurePolicy": "Fail",
                 "namespaceSelector": {"matchLabels": {"istio-injection": "enabled"}},
@@ -89,7 +88,7 @@ def _citadel(options: Options) -> list[JSON]:
     ]
 
 
-def _injector(options: Options, serving: KeyPair) -> list[JSON]:
+def _injector(options: Options) -> list[JSON]:
     account = "istio-sidecar-injector-service-account"
     labels = {"app": "sidecarInjectorWebhook", "istio": "sidecar-injector"}
     container = {
@@ -99,26 +98,21 @@ def _injector(options: Options, serving: KeyPair) -> list[JSON]:
             f"--caCertFile={injector.CERTIFICATES}/root-cert.pem",
             f"--tlsCertFile={injector.CERTIFICATES}/cert-chain.pem",
             f"--tlsKeyFile={injector.CERTIFICATES}/key.pem",
+            "--reconcileWebhookConfig=true",
         ],
         "volumeMounts": [{"mountPath": injector.CERTIFICATES, "name": "certs", "readOnly": True}],
     }
-    data = {
-        "cert-chain.pem": serving.certificate_pem,
-        "key.pem": serving.key_pem,
-        "root-cert.pem": serving.certificate_pem,
-    }
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": CERTIFICATE, "namespace": options.namespace},
-        "type": "istio.io/dns-key-and-cert",
-        "data": {key: manifests.encode(value) for key, value in data.items()},
-    }
-    volumes = [{"name": "certs", "secret": {"secretName": CERTIFICATE}}]
+    volumes = [{"name": "certs", "secret": {"secretName": f"istio.{account}"}}]
     role = f"istio-sidecar-injector-{options.namespace}"
+    rules = [
+        _rule(["configmaps"], ["get", "list", "watch"]),
+        {
+            **_rule(["mutatingwebhookconfigurations"], ["get", "list", "watch", "patch"]),
+            "apiGroups": ["admissionregistration.k8s.io"],
+        },
+    ]
     return [
-        secret,
-        *manifests.granted(options, account, role, [_rule(["configmaps"], ["get", "list", "watch"])]),
+        *manifests.granted(options, account, role, rules),
         _service(options, INJECTOR, {"istio": "sidecar-injector"}, [("https-inject", 443, injector.PORT)]),
         _deployment(options, INJECTOR, labels, account, [container], volumes),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from infra.lab import pki
 from infra.lab.client import ApiError, Informer
 from infra.lab.istio import citadel_manifests, gateway, hierarchy, manifests, webhooks, ztunnel
 from infra.lab.objects import create, is_available, wait_until_available
@@ -54,7 +53,11 @@ async def control_plane(client: KubeClient, options: manifests.Options, objects:
     """Create an istiod's objects and its webhooks, and wait until both serve; raises as `install`."""
     await create_all(client, [*objects, webhooks.mutating(options), webhooks.validating(options)])
     await _available(client, options.namespace)
-    name = webhooks.mutating(options)["metadata"]["name"]
+    await _patched(client, webhooks.mutating(options)["metadata"]["name"])
+
+
+async def _patched(client: KubeClient, name: str) -> None:
+    """Wait until whoever serves this webhook has filled in its caBundle; raises TimeoutError."""
     informer = Informer(client, _MUTATING)
     try:
         await informer.wait_for(lambda found: any(key[1] == name and _filled(item) for key, item in found.items()),
@@ -64,11 +67,10 @@ async def control_plane(client: KubeClient, options: manifests.Options, objects:
 
 
 async def _citadel(client: KubeClient, options: manifests.Options) -> None:
-    name = f"{citadel_manifests.INJECTOR}.{options.namespace}.svc"
-    serving = pki.mint_serving([name], now=datetime.now(UTC))
-    await create_all(client, citadel_manifests.objects(options, serving))
+    webhook = citadel_manifests.webhook(options)
+    await create_all(client, [*citadel_manifests.objects(options), webhook])
     await _available(client, options.namespace)
-    await create_all(client, [citadel_manifests.webhook(options, serving)])
+    await _patched(client, webhook["metadata"]["name"])
 
 
 async def create_all(client: KubeClient, objects: list[JSON]) -> None:

@@ -156,8 +156,17 @@ def test_missing_files_are_told_with_what_this_version_does_then(green, secret):
     message = green.red(description)
     assert "root-cert.pem" in message
     assert "ca-key.pem" in message
-    assert "will not start" in message
-    assert "self-signed" in green.run(green.revision(version="1.26.4"))[description].message
+    assert "1.30.1 will not start" in message
+    assert "will not start" in green.run(green.revision(version="1.26.1"))[description].message
+    before = green.run(green.revision(version="1.26.0"))[description].message
+    assert "makes itself a self-signed CA" in before
+    assert "will not start" not in before
+    assert (
+        "of unknown version will not start again, or makes itself"
+        in green.run(green.revision(version="latest"))[description].message
+    )
+    secret({"root-cert.pem": None, "ca-key.pem": "not read"})
+    assert "will not start" in green.run(green.revision(version="1.26.0"))[description].message
 
 
 def test_an_empty_chain_is_no_missing_file(green, secret):

@@ -19,6 +19,7 @@ from capstan.systems.istio.versions import (
     pushes_roots,
     refused_version,
     reloads,
+    starts_without,
     ztunnel_follows_changed_roots,
 )
 
@@ -115,9 +116,22 @@ def test_only_the_two_broken_versions_are_refused():
     assert refused == ["1.24.4", "1.25.1"]
 
 
-def test_an_incomplete_set_is_refused_by_istiod_since_1_27():
-    assert needs_complete_set(version("1.27.0"))
-    assert not needs_complete_set(version("1.26.9"))
+@pytest.mark.parametrize(
+    ("tag", "refused"),
+    [
+        ("1.14.6", False), ("1.24.6", False), ("1.25.5", False), ("1.26.0", False), ("1.26.1", True),
+        ("1.26.8", True), ("1.27.0", True), ("1.30.1", True),
+    ],
+)  # fmt: skip
+def test_any_missing_file_is_refused_since_1_26_1_and_before_only_the_key_was_asked_for(tag, refused):
+    assert needs_complete_set(version(tag)) is refused
+    assert starts_without(version(tag), signing_key=True) is not refused
+    assert starts_without(version(tag), signing_key=False) is False
+
+
+def test_what_an_unknown_version_does_without_its_key_is_unknown():
+    assert starts_without(None, signing_key=True) is None
+    assert starts_without(None, signing_key=False) is False
 
 
 def test_proxies_resign_at_once_only_with_both_flags_and_a_version_that_pushes():

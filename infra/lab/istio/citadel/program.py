@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from infra.lab.client import ApiError
-from infra.lab.istio.citadel.workloads import Options, Workloads
+from infra.lab.istio.citadel.workloads import Options, Workloads, dns_names
 from infra.lab.istio.golog import Log
 from infra.lab.istio.istiod import bundle as bundles
 from infra.lab.istio.istiod.authority import Authority
@@ -66,6 +66,9 @@ class Citadel:
             by_default=flag(container.env, "CITADEL_ENABLE_NAMESPACES_BY_DEFAULT", default=True),
             resync=timedelta(seconds=float(container.env.get(RESYNC_ENV) or 60)),
             grace=float(flags.get("workload-cert-grace-period-ratio", "0.5")),
+            dns_names=dns_names(storage, flags.get("custom-dns-names", ""))
+            if flag({"v": flags.get("append-dns-names", "true")}, "v", default=True)
+            else {},
         )
         self._self_signed: SelfSigned | None = None
         self._root_end: datetime | None = None

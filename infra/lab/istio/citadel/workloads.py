@@ -22,7 +22,7 @@ from infra.lab.istio.istiod.bundle import BundleError
 from infra.lab.istio.istiod.selfsigned import ca_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from infra.lab.client import KubeClient
@@ -35,6 +35,11 @@ TYPE = "istio.io/key-and-cert"
 ACCOUNT_ANNOTATION = "istio.io/service-account.name"
 OVERRIDE_LABEL, MANAGED_LABEL = "ca.istio.io/override", "ca.istio.io/env"
 PREFIX = "istio."
+WEBHOOK_SERVICES = {
+    "istio-sidecar-injector-service-account": "istio-sidecar-injector",
+    "istio-galley-service-account": "istio-galley",
+}
+"""Accounts of Citadel's own namespace whose leaves also serve a webhook, so the API server must know them by name."""
 _SCOPE = "k8sController"
 _ATTEMPTS = 3
 
@@ -48,6 +53,7 @@ class Options:
         by_default: Whether a namespace without label is managed.
         resync: How often every Secret is looked at again (60 s there).
         grace: Part of a leaf's life, at its end, in which it is renewed.
+        dns_names: DNS names beside the SPIFFE ID in the leaf of an account, by `ACCOUNT.NAMESPACE`.
     """
 
     trust_domain: str
@@ -57,11 +63,29 @@ class Options:
     by_default: bool = True
     resync: timedelta = timedelta(seconds=60)
     grace: float = 0.5
+    dns_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sync_pause(self) -> timedelta:
         """For so long after a look at istio-ca-secret it is not read again (30 s there)."""
         return self.resync / 2
+
+
+def dns_names(storage: str, custom: str) -> dict[str, tuple[str, ...]]:
+    """Which accounts get DNS names: those of the webhooks in Citadel's own namespace, and what is asked for.
+
+    Args:
+        custom: --custom-dns-names: `ACCOUNT.NAMESPACE:NAME`, separated by commas; what is not of that form is left out.
+    """
+    found = {
+        f"{account}.{storage}": (f"{service}.{storage}.svc", f"{service}.{storage}")
+        for account, service in WEBHOOK_SERVICES.items()
+    }
+    for entry in custom.split(","):
+        account, colon, name = entry.partition(":")
+        if colon and ":" not in name:
+            found[account] = (*found.get(account, ()), name)
+    return found
 
 
 class Workloads:
@@ -284,11 +308,12 @@ class Workloads:
     async def _data(self, namespace: str, account: str) -> dict[str, str]:
         """A new key and leaf, and the root, encoded for a Secret."""
         identity = f"spiffe://{self._options.trust_domain}/ns/{namespace}/sa/{account}"
+        names = self._options.dns_names.get(f"{account}.{namespace}", ())
         key = await asyncio.to_thread(leaves.new_key)
         leaf = leaves.leaf(
             self._authority.bundle,
             key.public_key(),
-            [x509.UniformResourceIdentifier(identity)],
+            [x509.UniformResourceIdentifier(identity), *map(x509.DNSName, names)],
             self._options.leaf_ttl,
             now=self._clock(),
             skew=timedelta(),
