@@ -31,9 +31,10 @@ WRITE_ATTEMPTS: Final = 8
 BUDGET: Final = 5  # restarts of a crashed run between two phases
 
 
-Kind = Literal["anchor", "issuer", "re-date", "webhooks"]
+Kind = Literal["anchor", "issuer", "re-date", "webhooks", "expired"]
 """What a rotation gives a trust domain: another root and other issuers; other issuers under the same root; the same root
-with another period of validity; or Linkerd's webhooks other serving certificates."""
+with another period of validity; Linkerd's webhooks other serving certificates; or whatever has
+to take the place of what has expired."""
 
 
 class _Frozen(BaseModel):

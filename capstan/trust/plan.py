@@ -36,7 +36,8 @@ class Plan:
         old: The roots that are to go.
         stays: The roots that are to stay; empty while the new one is not minted, several on a way back to several.
         kind: `anchor`; `issuer` for a rotation of the issuers alone, whose `old` and `stays` are issuers; `re-date` for
-            the same roots with another life; `webhooks` for serving certificates, each in its caBundle (`trust.hooks`).
+            the same roots with another life; `webhooks` for serving certificates, each in its caBundle (`trust.hooks`);
+            `expired` for what takes the place of expired issuers or roots (`trust.expired`).
     """
 
     steps: tuple[Step, ...]
@@ -46,7 +47,7 @@ class Plan:
     policy: Policy
     verdict: Verdict
     domain: tuple[dict[str, Any], ...]
-    kind: Literal["anchor", "issuer", "re-date", "webhooks"] = "anchor"
+    kind: Literal["anchor", "issuer", "re-date", "webhooks", "expired"] = "anchor"
 
     @property
     def new(self) -> Fingerprint | None:
@@ -60,7 +61,10 @@ class Plan:
 
     def entered(self, phase: Phase) -> bool:
         """Whether an acting step of this phase has taken effect in some cluster, as observed."""
-        acting = {StepKind.WIDEN_BUNDLE, StepKind.REDATE_ROOT, StepKind.SWITCH_ISSUER, StepKind.NARROW_BUNDLE}
+        acting = {
+            StepKind.WIDEN_BUNDLE, StepKind.REDATE_ROOT, StepKind.REPLACE_ROOTS, StepKind.SWITCH_ISSUER,
+            StepKind.NARROW_BUNDLE,
+        }  # fmt: skip
         return any(s.phase is phase and s.kind in acting and len(s.pending) < len(s.clusters) for s in self.steps)
 
     def digest(self) -> str:
@@ -105,7 +109,8 @@ class Plan:
             "old": sorted(self.old),
             "new": sorted(self.stays) if len(self.stays) > 1 else self.new,
             "clusters": list(self.domain),
-            "safety": _safety(self.verdict),
+            # In an outage pods come, go and cannot be read: what is unsafe is what is decided on, not by whom it is seen.
+            "safety": {"safe": False} if self.kind == "expired" else _safety(self.verdict),
             "policy": {
                 "approvals": sorted(phase.value for phase in self.policy.approvals),
                 "renewal": self.policy.renewal.value,

@@ -16,6 +16,7 @@ class StepKind(StrEnum):
     APPROVE = "approve"
     WIDEN_BUNDLE = "widen-bundle"
     REDATE_ROOT = "re-date-root"
+    REPLACE_ROOTS = "replace-roots"
     RESTART_CONTROL_PLANE = "restart-control-plane"
     RESTART_DATA_PLANE = "restart-data-plane"
     GATE_TRUST = "gate-trust"

@@ -1,0 +1,322 @@
+"""What has expired in a trust domain, and the aim of what takes its place. Pure: no I/O, no clock.
+
+An ordinary rotation keeps every handshake; here they fail already, so nothing is waited for that cannot come back by
+itself. Two facts decide (Linkerd; facts, sections 2 and 3):
+
+    identity     verifies its issuer against its roots, ends of the roots included, at every Certify: once issuer or
+                 root has ended it signs nothing, and does not start again
+    a proxy      looks at the ends of leaf and issuer, never at its anchor's (rustls): a leaf that lives is accepted on
+                 under an anchor that has ended; one that has ended cannot even ask identity for the next, so that only
+                 a restart of its pod heals it
+
+So there is one phase of acting: roots and issuer are written at once, and whoever is behind is started anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+from capstan.pki.clock import require_aware
+from capstan.trust.gates import MAX_AGE, GateResult
+from capstan.trust.observation import ClusterObservation, Fingerprint, Observation, Peer
+from capstan.trust.phase import Phase, Progress
+from capstan.trust.plan import NEVER_RESTARTED, Plan
+from capstan.trust.safety import Unsafe, verdict
+from capstan.trust.steps import Policy, Step, StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Issuers: TypeAlias = Mapping[str, Fingerprint]
+"""Cluster -> fingerprint of its issuer."""
+
+
+class Scope(StrEnum):
+    """What has to be made anew."""
+
+    ANCHOR = "anchor"
+    """A trust anchor, and issuers under it."""
+    ISSUER = "issuer"
+    """Issuers, under the anchor there is."""
+    LEAVES = "leaves"
+    """Nothing: issuer and anchor are good, and proxies have missed every renewal."""
+    REMNANT = "remnant"
+    """Nothing, and nobody is down: an anchor that has ended is still trusted beside a good one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Downtime:
+    """A workload with proxies that have no valid identity.
+
+    Attributes:
+        workload: `CLUSTER: deployment/web -n shop`.
+        since: When the first of its proxies lost it, aware UTC.
+        proxies: How many are without.
+    """
+
+    workload: str
+    since: datetime
+    proxies: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What has expired, as observed.
+
+    Attributes:
+        roots: Trusted roots that have ended -> when.
+        issuers: Clusters whose issuer signs nothing that is accepted any more -> since when.
+        workloads: Those without a valid identity, the longest first.
+        proxies: Live proxies.
+        last_leaf: End of the last leaf that still lives; None where none does.
+    """
+
+    roots: Mapping[Fingerprint, datetime]
+    issuers: Mapping[str, datetime]
+    workloads: tuple[Downtime, ...]
+    proxies: int
+    last_leaf: datetime | None
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything has expired at all."""
+        return bool(self.roots or self.issuers or self.workloads)
+
+    @property
+    def without(self) -> int:
+        """Proxies without a valid identity."""
+        return sum(each.proxies for each in self.workloads)
+
+    @property
+    def since(self) -> datetime | None:
+        """When the first proxy lost its identity; None where none has."""
+        return min((each.since for each in self.workloads), default=None)
+
+
+def diagnose(observation: Observation, ends: Mapping[Fingerprint, datetime], now: datetime) -> Diagnosis:
+    """What of a domain has expired.
+
+    Args:
+        ends: End of validity of every root met, aware UTC; a root that is not in it counts as good.
+        now: Aware UTC.
+    """
+    require_aware(now)
+    trusted = frozenset().union(*(cluster.bundle for cluster in observation.clusters))
+    roots = {root: ends[root] for root in sorted(trusted) if root in ends and ends[root] <= now}
+    issuers: dict[str, datetime] = {}
+    downs: dict[str, Downtime] = {}
+    living: list[datetime] = []
+    for cluster in observation.clusters:
+        ended = _issuer_ended(cluster, roots, now)
+        if ended is not None:
+            issuers[cluster.name] = ended
+        for peer in cluster.peers:
+            since = _without_since(peer, ended, now)
+            if since is not None:
+                name = workload_of(peer)
+                known = downs.get(name, Downtime(name, since, 0))
+                downs[name] = Downtime(name, min(known.since, since), known.proxies + 1)
+            elif peer.leaf is not None:
+                living.append(peer.leaf.not_after)
+    return Diagnosis(
+        roots=roots,
+        issuers=issuers,
+        workloads=tuple(sorted(downs.values(), key=lambda each: (each.since, each.workload))),
+        proxies=len(observation.peers),
+        last_leaf=max(living, default=None),
+    )
+
+
+def workload_of(peer: Peer) -> str:
+    """`CLUSTER: deployment/web -n shop`."""
+    return f"{peer.cluster}: {peer.owner}"
+
+
+def _issuer_ended(cluster: ClusterObservation, roots: Mapping[Fingerprint, datetime], now: datetime) -> datetime | None:
+    """Since when nothing that a cluster's issuer signs is accepted; None if it is, or if that is no matter of time."""
+    issuer = cluster.issuer
+    if issuer is None:
+        return None
+    if issuer.not_after <= now:
+        return issuer.not_after
+    if issuer.anchors - roots.keys():
+        return None
+    # Roots that have ended are no anchors of anything any more: which of them was its own is not known here.
+    mine = [roots[root] for root in (issuer.anchors or cluster.bundle) if root in roots]
+    return max(mine, default=None)
+
+
+def _without_since(peer: Peer, issuer_ended: datetime | None, now: datetime) -> datetime | None:
+    """Since when a proxy has no valid identity; None if it has one, or if that cannot be said."""
+    if peer.leaf is not None:
+        return peer.leaf.not_after if peer.leaf.not_after <= now else None
+    if issuer_ended is None or peer.trusts is None:
+        return None  # it may be starting, or it could not be asked at all: that is no evidence of an expiry
+    return max(issuer_ended, peer.started) if peer.started is not None else issuer_ended
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredAim:
+    """Whatever takes the place of what has expired: an `Aim`.
+
+    Attributes:
+        before: Cluster -> the issuer it had.
+        goal: Cluster -> the issuer that is to sign in the end; empty while none is minted.
+        roots_before: The roots that were trusted.
+        roots: Those to be trusted in the end; empty while that is not decided.
+    """
+
+    before: Issuers
+    goal: Issuers
+    roots_before: frozenset[Fingerprint]
+    roots: frozenset[Fingerprint]
+
+    def behind(self, gate: Phase) -> Phase | None:
+        """ISSUE before DONE."""
+        return Phase.ISSUE if gate is Phase.DONE else None
+
+    def progress(self, seen: Observation, phase: Phase) -> Progress:
+        """PREPARE: it is known what is to be had. ISSUE: everybody has it: the roots, and a living leaf of the issuer.
+
+        What could not be read counts as behind.
+        """
+        total = len(seen.peers)
+        missing = tuple(f"{c.name}: an issuer to go to: none is minted" for c in seen.clusters if not self._ready(c))
+        if missing or phase is Phase.PREPARE:
+            return Progress(phase, 0 if missing else total, total, missing)
+        waiting = [why for cluster in seen.clusters for why in self._places(cluster)]
+        behind = [
+            f"{peer.name}: {why}"
+            for cluster in seen.clusters
+            for peer in cluster.peers
+            if (why := self._peer(peer, cluster.name, seen.taken_at))
+        ]
+        return Progress(phase, total - len(behind), total, (*waiting, *behind))
+
+    def may_enter(
+        self,
+        phase: Phase,
+        seen: Observation,
+        now: datetime,
+        *,
+        old_leaf_refused: bool | None = None,  # noqa: ARG002  # what has expired is refused by its date alone
+    ) -> GateResult:
+        """PREPARE: at any time. ISSUE: it is minted. DONE: everybody has it, and trusts everybody.
+
+        A leaf that has ended is what this is about: it never contradicts, and is waited for at the end.
+        """
+        require_aware(now)
+        waiting = [] if now - seen.taken_at <= MAX_AGE else [f"a fresh observation: this one is of {seen.taken_at}"]
+        evidence = [f"{self._alive(seen)} of {len(seen.peers)} live proxies present a leaf that has not ended"]
+        if phase is not Phase.PREPARE:
+            waiting += self.progress(seen, Phase.PREPARE).waiting_for
+        if phase is Phase.DONE:
+            found, far = verdict(seen), self.progress(seen, Phase.ISSUE)
+            evidence += [f"replaced: {far.done} of {far.total} peers", f"now: {'safe' if found.safe else 'not safe'}"]
+            waiting += far.waiting_for
+            if isinstance(found, Unsafe):
+                waiting += [f"{name}: {why}" for name, why in found.unreadable]
+                waiting += [str(pair) for pair in found.pairs]
+                waiting += [f"{name}: leaf {period}" for name, period in found.expired]
+        return GateResult(phase, tuple(evidence), tuple(dict.fromkeys(waiting)), (), None, overdue=False)
+
+    def may_probe(self, seen: Observation, now: datetime) -> GateResult:
+        """As the last gate."""
+        return self.may_enter(Phase.DONE, seen, now)
+
+    def plan(self, seen: Observation, policy: Policy, *, back: bool = False, turned: bool = False) -> Plan:
+        """Mint, ask once, write what has to be written, start anew whoever is behind, wait."""
+        del back, turned  # there is no way back to what has expired
+        clusters = tuple(cluster.name for cluster in seen.clusters)
+        unminted = tuple(cluster.name for cluster in seen.clusters if not self._ready(cluster))
+        roots_change, issuers_change = self.roots != self.roots_before, dict(self.goal) != dict(self.before)
+        sources = tuple(c.name for c in seen.clusters if roots_change and any(self._declared(c)))
+        issuers = tuple(c.name for c in seen.clusters if issuers_change and any(self._issuer(c)))
+        behind = tuple(
+            c.name
+            for c in seen.clusters
+            if any(self._places(c)) or any(self._peer(peer, c.name, seen.taken_at) for peer in c.peers)
+        )
+        reverse = "never: what there was before has expired"
+
+        def step(kind: StepKind, changes: str, pending: tuple[str, ...], phase: Phase = Phase.ISSUE) -> Step:
+            return Step(kind, phase, changes, reverse, clusters, pending)
+
+        minted = Step(
+            StepKind.MINT, Phase.PREPARE, "what has to be made anew, in the vault only", "it is discarded", clusters,
+            unminted,
+        )  # fmt: skip
+        steps = [
+            minted,
+            step(StepKind.APPROVE, "nothing; a person decides", behind),
+            *([step(StepKind.REPLACE_ROOTS, "every bundle := roots that have not ended", sources)] if roots_change else ()),
+            *([step(StepKind.SWITCH_ISSUER, "every dead issuer := new", issuers)] if issuers_change else ()),
+            step(StepKind.RESTART_CONTROL_PLANE, "identity, then the rest of the control plane, start anew", behind),
+            step(
+                StepKind.RESTART_DATA_PLANE,
+                "every workload with a proxy that is behind starts anew, many at a time, under its budgets", behind,
+            ),
+            step(StepKind.AWAIT_LEAVES, "nothing; waits until every live proxy has a leaf and trusts every other", behind),
+        ]  # fmt: skip
+        gone, stays = (
+            (self.roots_before - self.roots, self.roots)
+            if roots_change and self.roots
+            else (frozenset(self.before.values()) - frozenset(self.goal.values()), frozenset(self.goal.values()))
+        )
+        return Plan(
+            steps=tuple(steps),
+            phase=Phase.PREPARE if unminted else Phase.ISSUE if behind else Phase.DONE,
+            old=gone,
+            stays=stays,
+            policy=policy,
+            verdict=verdict(seen),
+            domain=tuple(
+                {
+                    "name": cluster.name,
+                    "issuer": self.before.get(cluster.name),
+                    "owners": sorted(
+                        {f"{p.role}: {p.owner}" for p in cluster.peers if p.owner.kind not in NEVER_RESTARTED}
+                    ),
+                }
+                for cluster in sorted(seen.clusters, key=lambda each: each.name)
+            ),
+            kind="expired",
+        )
+
+    def _ready(self, cluster: ClusterObservation) -> bool:
+        return bool(self.roots) and cluster.name in self.goal
+
+    def _alive(self, seen: Observation) -> int:
+        return sum(peer.leaf is not None and peer.leaf.not_after > seen.taken_at for peer in seen.peers)
+
+    def _declared(self, cluster: ClusterObservation) -> Iterator[str]:
+        for place, roots in (("bundle", cluster.bundle), *cluster.declared):
+            if roots != self.roots:
+                yield f"{cluster.name}: {place} does not hold exactly the roots that are to be trusted"
+
+    def _issuer(self, cluster: ClusterObservation) -> Iterator[str]:
+        wanted = self.goal.get(cluster.name, "")
+        if cluster.issuer is None:
+            yield f"{cluster.name}: issuer cannot be read"
+        elif cluster.issuer.fingerprint != wanted:
+            yield f"{cluster.name}: issuer is {cluster.issuer.fingerprint[:16]}, not {wanted[:16]}"
+
+    def _places(self, cluster: ClusterObservation) -> Iterator[str]:
+        yield from self._declared(cluster)
+        yield from self._issuer(cluster)
+
+    def _peer(self, peer: Peer, cluster: str, at: datetime) -> str:
+        """Why a proxy is behind; empty if it is not."""
+        if peer.trusts is None:
+            return f"trust store cannot be read ({peer.unreadable or 'no reason given'})"
+        if peer.trusts != self.roots:
+            return "does not hold exactly the roots that are to be trusted"
+        if peer.leaf is None:
+            return f"leaf cannot be read ({peer.unreadable or 'no reason given'})"
+        if peer.leaf.not_after <= at:
+            return f"its leaf ended on {peer.leaf.not_after:%F %T}Z"
+        return "" if peer.leaf.issuer == self.goal.get(cluster) else "presents a leaf of another issuer"
