@@ -11,6 +11,7 @@ from rich.text import Text
 
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, stdout
+from capstan.cli.rbac import For, check_rights
 from capstan.config import System
 from capstan.errors import InvalidInput
 from capstan.systems.base import RECENT, CheckResult, Severity, Status, observe_domain
@@ -30,6 +31,8 @@ def check(
     *,
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
     since: timedelta = RECENT,
+    rbac: Annotated[bool, Parameter(negative=())] = False,
+    for_: Annotated[For, Parameter(name="--for")] = For.ROTATE,
 ) -> int:
     """Check the trust domain on evidence read from every live proxy; exit 1 if a check fails.
 
@@ -41,7 +44,17 @@ def check(
         table, json, yaml, or short (only what is not ok).
     since
         How far back Events and crashes count: 30m, 24h. What is live is judged as it is now.
+    rbac
+        Check rights instead: ask the API server for each one that reading and rotating need, list what is missing, and
+        print the roles that would grant it; exit 1 if anything is.
+    for_
+        With --rbac: what the caller is to be able to do. With `read`, rights that only a rotation needs may be missing.
     """
+    if for_ is not For.ROTATE and not rbac:
+        raise InvalidInput(
+            "--for goes with --rbac", where="--for", observed=for_.value, expected="--rbac beside it",
+            next_command=f"capstan check --rbac --for {for_.value}",
+        )  # fmt: skip
     if since <= timedelta(0):
         raise InvalidInput(
             "nothing can be looked back on",
@@ -51,6 +64,8 @@ def check(
             next_command="capstan check --since 24h",
         )
     domain = options.resolve()
+    if rbac:
+        return check_rights(domain, for_, output)
     clusters, systems = open_systems(domain)
     try:
         results = {name: system.checks(now=datetime.now(UTC), since=since) for name, system in systems.items()}

@@ -84,10 +84,14 @@ class Call:
     @property
     def can_i(self) -> str:
         """The kubectl command that asks whether this call is permitted."""
-        verb = {"replace": "update", "evict": "create", "port-forward": "create"}.get(self.verb, self.verb)
-        resource = {"evict": "pods/eviction", "port-forward": "pods/portforward"}.get(self.verb, self.resource)
+        verb = {"replace": "update"}.get(self.verb, self.verb)
+        subresource = {"evict": "eviction", "port-forward": "portforward", "create token of": "token"}.get(self.verb)
+        verb = "create" if subresource else verb
+        # A right may be given by name; an object that is yet to be created, or a collection, has none in a request.
+        name = f"/{self.name}" if self.name and (subresource or verb != "create") else ""
+        part = f" --subresource={subresource}" if subresource else ""
         scope = f" -n {self.namespace}" if self.namespace else ""
-        return f"kubectl auth can-i {verb} {resource}{scope}"
+        return f"kubectl auth can-i {verb} {self.resource}{name}{part}{scope}"
 
 
 def redact(text: str) -> str:

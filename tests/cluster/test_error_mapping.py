@@ -102,7 +102,7 @@ def test_a_retry_after_that_is_no_number_is_ignored():
 
 
 def test_forbidden_names_the_command_that_asks_for_the_permission():
-    assert from_status(403, "", {}, CALL).next_command == "kubectl auth can-i patch configmaps -n linkerd"
+    assert from_status(403, "", {}, CALL).next_command == "kubectl auth can-i patch configmaps/roots -n linkerd"
 
 
 def test_a_refused_api_server_certificate_is_permanent_and_a_refused_connection_is_not():

@@ -9,8 +9,8 @@ from capstan.cluster.record import NAMESPACE
 from capstan.cluster.resources import CLUSTER_TRUST_BUNDLES
 from capstan.systems.istio.delivery import POD_STATUSES
 from capstan.systems.istio.istiods import ACCOUNTS
-from capstan.systems.istio.layout import CACERTS, SELF_SIGNED
-from capstan.systems.istio.places import CONFIG_MAP, TRUST_BUNDLE
+from capstan.systems.istio.layout import CACERTS, CONFIG_MAP, SELF_SIGNED
+from capstan.systems.istio.places import TRUST_BUNDLE
 from capstan.systems.rights import Need, Purpose, needs
 
 if TYPE_CHECKING:
