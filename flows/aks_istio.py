@@ -25,7 +25,7 @@ from capstan.vaults.base import Vault
 from capstan.vaults.opening import open_vault
 from flows.directions import carried_out, taken_back
 from flows.offline import Wanted, have_signed, mint_or_have_signed
-from flows.phases import cleared, issuers_switched, refusal_proven, rolled_out
+from flows.phases import cleared, distrust, issue, renew, rolled_out
 from flows.running import running_without_rotation
 from flows.waiting import await_gate
 from tasks import steps
@@ -169,15 +169,19 @@ def to_another_root(rotation: Rotation) -> None:
     if steps.pending(rotation, Phase.TRUST):
         trust(rotation)
     if steps.pending(rotation, Phase.ISSUE):
+        # (+) Update ca-cert, ca-key and cert-chain to B's; root-cert stays A+B: the documented procedure skips this.
+        # Refused while any live proxy or istiod would not trust it; then each istiod is asked for a leaf.
         issue(rotation)
+    # Update root-cert to B alone: the rest of the documented last step, once nothing under A is presented any more;
+    # (+) a leaf under A is refused by every live proxy.
     distrust(rotation)
 
 
 def to_another_intermediate(rotation: Rotation) -> None:
-    """The same for the intermediate alone, under the root there is."""
+    """Update ca-cert, ca-key and cert-chain to another intermediate's; root-cert stays as it is."""
     prepare(rotation)
     if steps.locate(rotation) is not Phase.DONE:
-        renew(rotation)
+        renew(rotation)  # the documented procedure ends with istiod's log; (+) every proxy is asked whose leaf it has
 
 
 def prepare(rotation: Rotation) -> None:
@@ -200,32 +204,3 @@ def trust(rotation: Rotation) -> None:
         rolled_out(rotation, Phase.TRUST)
         # "Wait for 24 hours, or restart workloads": (+) every proxy is asked what it holds, until its leaf would end.
         await_gate(rotation, Phase.ISSUE)
-
-
-def issue(rotation: Rotation) -> None:
-    """(+) Update ca-cert, ca-key and cert-chain to B's; root-cert stays A+B: the documented procedure skips this."""
-    with rotation.phase(Phase.ISSUE):
-        cleared(rotation, Phase.ISSUE)
-        # (+) refused while any live proxy or istiod would not trust it; then each istiod is asked for a leaf.
-        issuers_switched(rotation)
-        await_gate(rotation, Phase.DISTRUST)
-
-
-def distrust(rotation: Rotation) -> None:
-    """Update root-cert to B alone: the rest of the documented last step, once nothing under A is presented any more."""
-    with rotation.phase(Phase.DISTRUST):
-        if steps.locate(rotation) is not Phase.DONE:
-            cleared(rotation, Phase.DISTRUST)
-            for cluster in rotation.systems:
-                steps.narrow_bundle(rotation, cluster)
-            rolled_out(rotation, Phase.DISTRUST)
-        refusal_proven(rotation)  # (+) a leaf under A is refused by every live proxy
-
-
-def renew(rotation: Rotation) -> None:
-    """Update ca-cert, ca-key and cert-chain to another intermediate's; root-cert stays as it is."""
-    with rotation.phase(Phase.ISSUE):
-        cleared(rotation, Phase.ISSUE)
-        issuers_switched(rotation)
-        # The documented procedure ends with istiod's log; (+) every proxy is asked whose leaf it has.
-        await_gate(rotation, Phase.DONE)

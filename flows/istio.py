@@ -20,7 +20,7 @@ from capstan.trust.phase import Phase
 from flows.approval import redate_approved
 from flows.directions import carried_out, taken_back
 from flows.offline import mint_or_have_signed
-from flows.phases import cleared, issuers_switched, refusal_proven, rolled_out
+from flows.phases import cleared, distrust, issue, renew, rolled_out
 from flows.running import running
 from flows.waiting import await_gate, await_window
 from tasks import steps
@@ -137,12 +137,16 @@ def to_another_root(rotation: Rotation) -> None:
     if steps.pending(rotation, Phase.TRUST):
         trust(rotation)
     if steps.pending(rotation, Phase.ISSUE):
+        # The intermediate := B's, root-cert.pem still A+B; leaves renew at half of their life. (+) Refused while any
+        # live proxy or istiod would not trust it; then each istiod is asked for a leaf.
         issue(rotation)
+    # root-cert.pem := B alone, once no istiod signs and no proxy presents what is under A, (+) with one restart of
+    # istiod: whom it lets in by certificate it has known since its start. (+) Every live proxy refuses a leaf under A.
     distrust(rotation)
 
 
 def to_another_intermediate(rotation: Rotation) -> None:
-    """The same for the intermediate alone, under the root there is."""
+    """The intermediate := another one under the same root; leaves renew at half of their life."""
     prepare(rotation)
     if steps.locate(rotation) is not Phase.DONE:
         renew(rotation)
@@ -168,32 +172,3 @@ def trust(rotation: Rotation) -> None:
         rolled_out(rotation, Phase.TRUST)
         # (+) vendors wait for 24 h, or restart and hope; we ask every proxy what it holds, until its leaf would end.
         await_gate(rotation, Phase.ISSUE)
-
-
-def issue(rotation: Rotation) -> None:
-    """The intermediate := B's, root-cert.pem still A+B; leaves renew at half of their life."""
-    with rotation.phase(Phase.ISSUE):
-        cleared(rotation, Phase.ISSUE)
-        # (+) refused while any live proxy or istiod would not trust it; then each istiod is asked for a leaf.
-        issuers_switched(rotation)
-        await_gate(rotation, Phase.DISTRUST)
-
-
-def distrust(rotation: Rotation) -> None:
-    """root-cert.pem := B alone, once no istiod signs and no proxy presents what is under A."""
-    with rotation.phase(Phase.DISTRUST):
-        if steps.locate(rotation) is not Phase.DONE:
-            cleared(rotation, Phase.DISTRUST)
-            for cluster in rotation.systems:
-                steps.narrow_bundle(rotation, cluster)
-            # (+) with one restart of istiod: whom it lets in by certificate it has known since its start.
-            rolled_out(rotation, Phase.DISTRUST)
-        refusal_proven(rotation)  # (+) a leaf under A is refused by every live proxy
-
-
-def renew(rotation: Rotation) -> None:
-    """The intermediate := another one under the same root; leaves renew at half of their life."""
-    with rotation.phase(Phase.ISSUE):
-        cleared(rotation, Phase.ISSUE)
-        issuers_switched(rotation)
-        await_gate(rotation, Phase.DONE)

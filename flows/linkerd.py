@@ -13,7 +13,7 @@ from capstan.rotation import Outcome, Rotation
 from capstan.trust.phase import Phase
 from flows.directions import carried_out, taken_back
 from flows.offline import mint_or_have_signed
-from flows.phases import cleared, issuers_switched, refusal_proven, rolled_out
+from flows.phases import cleared, distrust, issue, renew, rolled_out
 from flows.waiting import await_gate
 from tasks import steps
 
@@ -93,12 +93,17 @@ def to_another_anchor(rotation: Rotation) -> None:
     if steps.locate(rotation).number <= Phase.TRUST.number:
         trust(rotation)
     if steps.pending(rotation, Phase.ISSUE):
+        # Replace the issuer; (+) wait until nobody presents a leaf of the old one. (+) Identity's Events can be lost
+        # and its watcher can die: it is restarted, and what each replica signs is seen. The documented second restart
+        # of every workload is by choice: leaves renew by themselves at 70 % of their life.
         issue(rotation)
+    # Remove the old anchor from the bundle, and restart the control plane and every meshed workload; (+) a leaf of the
+    # old anchor is refused by every live proxy.
     distrust(rotation)
 
 
 def to_another_issuer(rotation: Rotation) -> None:
-    """The same for the issuer alone."""
+    """The same for the issuer alone, under the anchor there is."""
     prepare(rotation)
     if steps.locate(rotation) is not Phase.DONE:
         renew(rotation)
@@ -121,33 +126,3 @@ def trust(rotation: Rotation) -> None:
         rolled_out(rotation, Phase.TRUST)
         # (+) the documented procedure trusts the restart; we ask every proxy what it holds.
         await_gate(rotation, Phase.ISSUE)
-
-
-def issue(rotation: Rotation) -> None:
-    """Replace the issuer, and wait until nobody presents a leaf of the old one."""
-    with rotation.phase(Phase.ISSUE):
-        cleared(rotation, Phase.ISSUE)
-        # (+) identity's Events can be lost and its watcher can die: it is restarted, and each replica's answers judged.
-        # The documented second restart of every workload is by choice: leaves renew by themselves at 70 % of their
-        # life.
-        issuers_switched(rotation)
-        await_gate(rotation, Phase.DISTRUST)
-
-
-def distrust(rotation: Rotation) -> None:
-    """Remove the old anchor from the bundle, and restart the control plane and every meshed workload."""
-    with rotation.phase(Phase.DISTRUST):
-        if steps.locate(rotation) is not Phase.DONE:
-            cleared(rotation, Phase.DISTRUST)
-            for cluster in rotation.systems:
-                steps.narrow_bundle(rotation, cluster)
-            rolled_out(rotation, Phase.DISTRUST)
-        refusal_proven(rotation)  # (+) a leaf of the old root is refused by every live proxy
-
-
-def renew(rotation: Rotation) -> None:
-    """Replace the issuer by another one under the same anchor, and wait until nobody presents a leaf of the old one."""
-    with rotation.phase(Phase.ISSUE):
-        cleared(rotation, Phase.ISSUE)
-        issuers_switched(rotation)
-        await_gate(rotation, Phase.DONE)

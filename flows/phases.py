@@ -1,6 +1,7 @@
-"""What the phases of a rotation are made of, whichever system it is of; each flow puts it in its vendor's order.
+"""The phases that are the same whichever system is rotated, and what every phase is made of.
 
-Every function here leaves alone what is true already, so that a phase may be taken again from its beginning.
+Each flow puts them in its vendor's order, and says what they are on its vendor's page. Every function here leaves alone
+what is true already, so that a phase may be taken again from its beginning.
 """
 
 from __future__ import annotations
@@ -36,14 +37,31 @@ def rolled_out(rotation: Rotation, phase: Phase) -> None:
             steps.restart_data_plane(rotation, cluster, phase)
 
 
-def issuers_switched(rotation: Rotation) -> None:
-    """Replace each cluster's issuer, keeping the one before it, and have it taken over before the next cluster's is."""
-    for cluster in rotation.systems:
-        steps.back_up_issuer(rotation, cluster)  # the way back
-        steps.switch_issuer(rotation, cluster)  # refused while any live proxy or signer would not trust it
-        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
-        if rotation.restarts_workloads(Phase.ISSUE):
-            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
+def issue(rotation: Rotation) -> None:
+    """Every issuer := the new one while every bundle holds old and new; ends when nobody presents a leaf of the old."""
+    with rotation.phase(Phase.ISSUE):
+        cleared(rotation, Phase.ISSUE)
+        _switch_issuers(rotation)
+        await_gate(rotation, Phase.DISTRUST)
+
+
+def renew(rotation: Rotation) -> None:
+    """Every issuer := another one under the same root; ends when nobody presents a leaf of the one before."""
+    with rotation.phase(Phase.ISSUE):
+        cleared(rotation, Phase.ISSUE)
+        _switch_issuers(rotation)
+        await_gate(rotation, Phase.DONE)
+
+
+def distrust(rotation: Rotation) -> None:
+    """Every bundle := new alone; ends when every live trust store is that, and a leaf of the old root was refused."""
+    with rotation.phase(Phase.DISTRUST):
+        if steps.locate(rotation) is not Phase.DONE:
+            cleared(rotation, Phase.DISTRUST)
+            for cluster in rotation.systems:
+                steps.narrow_bundle(rotation, cluster)
+            rolled_out(rotation, Phase.DISTRUST)
+        refusal_proven(rotation)
 
 
 def refusal_proven(rotation: Rotation) -> None:
@@ -56,3 +74,12 @@ def refusal_proven(rotation: Rotation) -> None:
     await_convergence(rotation)
     steps.prove_refusal(rotation)
     await_gate(rotation, Phase.DONE)
+
+
+def _switch_issuers(rotation: Rotation) -> None:
+    for cluster in rotation.systems:
+        steps.back_up_issuer(rotation, cluster)  # the way back
+        steps.switch_issuer(rotation, cluster)  # refused while any live proxy or signer would not trust it
+        steps.restart_control_plane(rotation, cluster, Phase.ISSUE)
+        if rotation.restarts_workloads(Phase.ISSUE):
+            steps.restart_data_plane(rotation, cluster, Phase.ISSUE)
