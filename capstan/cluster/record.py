@@ -32,9 +32,9 @@ BUDGET: Final = 5  # restarts of a crashed run between two phases
 
 
 Kind = Literal["anchor", "issuer", "re-date", "webhooks", "expired"]
-"""What a rotation gives a trust domain: another root and other issuers; other issuers under the same root; the same root
-with another period of validity; Linkerd's webhooks other serving certificates; or whatever has
-to take the place of what has expired."""
+"""What a rotation gives a trust domain: another root and other issuers; other issuers under the same root; the same
+root with another period of validity; Linkerd's webhooks other serving certificates; or whatever has to take the place
+of what has expired."""
 
 
 class _Frozen(BaseModel):

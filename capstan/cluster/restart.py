@@ -119,6 +119,7 @@ def restart_workloads(
     on_progress: Callable[[Step], None] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     verify: Callable[[Owner], None] = _nothing,
+    go_on: bool = False,
 ) -> RestartReport:
     """Restart these owners and wait until every pod of theirs is new and available.
 
@@ -131,10 +132,11 @@ def restart_workloads(
         on_progress: Told of each step, from one thread at a time.
         now: The wall clock, for the annotation people read.
         verify: Looks at an owner whose restart has ended; what it raises stops all of it before another is begun.
+        go_on: Begin the others even after one did not end: where all of them are down, one more cannot make it worse.
 
     Raises:
         GateTimedOut: Some did not end in time or their controller gave up; names them with what holds them up. After
-            the first such owner no other one is begun.
+            the first such owner no other one is begun, unless `go_on`.
         CapstanError: The API refused.
     """
     pods = owners if isinstance(owners, Mapping) else dict.fromkeys(owners, ())
@@ -161,7 +163,7 @@ def restart_workloads(
         except CapstanError:
             halted.set()
             raise
-        if isinstance(outcome, Straggler):
+        if isinstance(outcome, Straggler) and not go_on:
             halted.set()
         return outcome
 

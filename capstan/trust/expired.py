@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -30,6 +29,7 @@ from capstan.trust.steps import Policy, Step, StepKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 Issuers: TypeAlias = Mapping[str, Fingerprint]
 """Cluster -> fingerprint of its issuer."""
@@ -253,14 +253,14 @@ class ExpiredAim:
         steps = [
             minted,
             step(StepKind.APPROVE, "nothing; a person decides", behind),
-            *([step(StepKind.REPLACE_ROOTS, "every bundle := roots that have not ended", sources)] if roots_change else ()),
-            *([step(StepKind.SWITCH_ISSUER, "every dead issuer := new", issuers)] if issuers_change else ()),
+            *((step(StepKind.REPLACE_ROOTS, "every bundle := roots that live", sources),) if roots_change else ()),
+            *((step(StepKind.SWITCH_ISSUER, "every dead issuer := new", issuers),) if issuers_change else ()),
             step(StepKind.RESTART_CONTROL_PLANE, "identity, then the rest of the control plane, start anew", behind),
             step(
                 StepKind.RESTART_DATA_PLANE,
                 "every workload with a proxy that is behind starts anew, many at a time, under its budgets", behind,
             ),
-            step(StepKind.AWAIT_LEAVES, "nothing; waits until every live proxy has a leaf and trusts every other", behind),
+            step(StepKind.AWAIT_LEAVES, "nothing; waits until each live proxy has a leaf, trusted by all", behind),
         ]  # fmt: skip
         gone, stays = (
             (self.roots_before - self.roots, self.roots)

@@ -109,7 +109,7 @@ class Plan:
             "old": sorted(self.old),
             "new": sorted(self.stays) if len(self.stays) > 1 else self.new,
             "clusters": list(self.domain),
-            # In an outage pods come, go and cannot be read: what is unsafe is what is decided on, not by whom it is seen.
+            # In an outage pods come, go and cannot be read: that it is unsafe is decided on, not by whom it is seen.
             "safety": {"safe": False} if self.kind == "expired" else _safety(self.verdict),
             "policy": {
                 "approvals": sorted(phase.value for phase in self.policy.approvals),

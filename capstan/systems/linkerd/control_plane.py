@@ -41,16 +41,24 @@ def restart_control_plane(
     issuer: Fingerprint | None,
     on_progress: Callable[[Step], None] | None,
     now: Callable[[], datetime],
+    every_leaf: bool = False,
 ) -> RestartReport:
-    """See `TrustSystem.restart_control_plane`."""
+    """See `TrustSystem.restart_control_plane`.
+
+    Args:
+        every_leaf: Ask for a leaf of the issuer of each component, and start identity anew in any case: its proxy's
+            leaf says what it signed by when it was asked last, and its watcher may have died since.
+    """
     until = cluster.clock() + seconds
     restarted: list[Restarted] = []
     for name in CONTROL_PLANE:
         if cluster.find(DEPLOYMENTS, name, namespace) is None:
             continue  # older versions have fewer of them
+        signs = name == IDENTITY
         restarted += _restart_component(
-            cluster, namespace, name, roots, issuer if name == IDENTITY else None, stamp, until, on_progress, now
-        )
+            cluster, namespace, name, roots, issuer if signs or every_leaf else None, stamp, until, on_progress, now,
+            even_if_right=signs and every_leaf,
+        )  # fmt: skip
     await_injector(cluster, namespace, roots, until=until)
     return RestartReport(tuple(restarted))
 
@@ -104,7 +112,7 @@ def _restart_component(
     wrong: tuple[str, ...] = ()
     for attempt in range(1, ROUNDS + 1):
         view = _look(cluster, namespace, owner, now)
-        wrong = _wrong(view, owner, roots, issuer)
+        wrong = _wrong(view, owner, roots, issuer, now())
         if not wrong and not (even_if_right and attempt == 1):
             return restarted
         _require_start_possible(view, roots)
@@ -115,7 +123,7 @@ def _restart_component(
         restarted += report.restarted
         # A pod is ready before its proxy was read; a proxy that answers may still be about to fetch its first leaf.
         settle = min(until, cluster.clock() + 15.0)
-        while wrong := _wrong(_look(cluster, namespace, owner, now), owner, roots, issuer):
+        while wrong := _wrong(_look(cluster, namespace, owner, now), owner, roots, issuer, now()):
             if cluster.clock() >= settle:
                 break
             cluster.sleep(POLL)
@@ -140,16 +148,22 @@ def _look(cluster: Cluster, namespace: str, owner: Owner, now: Callable[[], date
     return observe(cluster, namespace, only=of_component, now=now)
 
 
-def _wrong(view: View, owner: Owner, roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> tuple[str, ...]:
+def _wrong(
+    view: View, owner: Owner, roots: frozenset[Fingerprint], issuer: Fingerprint | None, at: datetime
+) -> tuple[str, ...]:
     """Pods of the owner that are not as wanted, each with the reason."""
     peers = [proxy.peer for proxy in view.proxies if proxy.peer.owner == owner and not proxy.leaving]
     if not peers:
         return (f"{owner}: no running pod",)
-    return tuple(f"{peer.name}: {reason}" for peer in peers if (reason := why_stale(peer, roots, issuer)))
+    return tuple(f"{peer.name}: {reason}" for peer in peers if (reason := why_stale(peer, roots, issuer, at)))
 
 
-def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> str:
-    """Why a peer is not as wanted; empty if it is."""
+def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | None, at: datetime | None = None) -> str:
+    """Why a peer is not as wanted; empty if it is.
+
+    Args:
+        at: Where a leaf of the issuer is wanted: when it has to be valid; None takes one that has ended, too.
+    """
     if peer.trusts is None:
         return f"its roots could not be read ({peer.unreadable})"
     if peer.trusts != roots:
@@ -160,6 +174,8 @@ def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | N
         return f"its leaf could not be read ({peer.unreadable})"
     if peer.leaf.issuer != issuer:
         return f"presents a leaf of issuer {(peer.leaf.issuer or 'unknown')[:8]}"
+    if at is not None and peer.leaf.not_after <= at:
+        return f"presents a leaf that ended on {peer.leaf.not_after:%F %T}Z"
     return ""
 
 

@@ -49,8 +49,12 @@ def restart_data_plane(
     parallel: int,
     on_progress: Callable[[Step], None] | None,
     now: Callable[[], datetime],
+    go_on: bool = False,
 ) -> RestartReport:
     """See `TrustSystem.restart_data_plane`.
+
+    Args:
+        go_on: As `restart_workloads`.
 
     Raises:
         GateRefused: A restarted workload came back without its proxy. Nothing more was begun.
@@ -61,7 +65,9 @@ def restart_data_plane(
     stale: dict[Owner, tuple[PodRef, ...]] = {}
     for attempt in range(1, ROUNDS + 1):
         view = _look(cluster, namespace, now)
-        stale = {owner: refs for owner, refs in stale_owners(view, roots, issuer).items() if owner not in skipped}
+        stale = {
+            owner: refs for owner, refs in stale_owners(view, roots, issuer, now()).items() if owner not in skipped
+        }
         namespaces = _namespaces(cluster) if stale else {}
         for owner in list(stale):
             reason = why_restart_is_useless(cluster, owner, namespaces.get(owner.namespace), stale[owner])
@@ -72,11 +78,11 @@ def restart_data_plane(
         report = restart_workloads(
             cluster, stale, stamp if attempt == 1 else f"{stamp}.{attempt}",
             seconds=max(until - cluster.clock(), 1.0), parallel=parallel, on_progress=on_progress, now=now,
-            verify=lambda owner: require_injected(cluster, owner),
+            verify=lambda owner: require_injected(cluster, owner), go_on=go_on,
         )  # fmt: skip
         restarted += report.restarted
         skipped |= {entry.owner: entry for entry in report.skipped}
-    left = stale_owners(_look(cluster, namespace, now), roots, issuer)
+    left = stale_owners(_look(cluster, namespace, now), roots, issuer, now())
     stragglers = tuple(str(owner) for owner in left if owner not in skipped)
     if stragglers:
         raise GateTimedOut(
@@ -97,13 +103,13 @@ def _look(cluster: Cluster, namespace: str, now: Callable[[], datetime]) -> View
 
 
 def stale_owners(
-    view: View, roots: frozenset[Fingerprint], issuer: Fingerprint | None
+    view: View, roots: frozenset[Fingerprint], issuer: Fingerprint | None, at: datetime | None = None
 ) -> dict[Owner, tuple[PodRef, ...]]:
     """Owners of workload proxies that are not as wanted, with those of their pods; unreadable ones count, pods on their
-    way out do not: they need no restart to go."""
+    way out do not: they need no restart to go. `at` as for `why_stale`."""
     found: dict[Owner, list[PodRef]] = {}
     for proxy in view.proxies:
-        if proxy.peer.role is Role.WORKLOAD and not proxy.leaving and why_stale(proxy.peer, roots, issuer):
+        if proxy.peer.role is Role.WORKLOAD and not proxy.leaving and why_stale(proxy.peer, roots, issuer, at):
             found.setdefault(proxy.peer.owner, []).append(proxy.ref)
     return {owner: tuple(refs) for owner, refs in found.items()}
 

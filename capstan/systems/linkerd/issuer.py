@@ -60,6 +60,7 @@ def ensure_issuer(
     *,
     now: datetime,
     accept: Collection[Tool] = (),
+    trusted_by_all: bool = True,
 ) -> tuple[Change, ...]:
     """Make the configured issuer this one.
 
@@ -67,6 +68,8 @@ def ensure_issuer(
         view: A fresh look at the cluster: every proxy's own roots.
         now: For the validity of the chain, aware UTC.
         accept: As for `ensure_bundle`.
+        trusted_by_all: Refuse it while a live proxy would not trust it. False only where the issuer there is signs
+            nothing any more, so that whoever does not trust the new one loses nothing by it.
 
     Raises:
         GateRefused: Somebody alive would not trust it; names them. Nothing was written.
@@ -94,7 +97,8 @@ def ensure_issuer(
         changes.append(Change(place, before, before, False, version, version))
     else:
         # 2. Would everybody who is alive trust what it signs?
-        require_trusted_by_all(view, issuer, now, place)
+        if trusted_by_all:
+            require_trusted_by_all(view, issuer, now, place)
         # 3. May we?
         cli_install = cluster.find(SECRETS, OVERRIDES, namespace) is not None
         remedy = f"issuer certificate {issuer.certificate.fingerprint} in the tool's source"
