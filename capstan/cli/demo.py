@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,9 +21,32 @@ if TYPE_CHECKING:
 
 app = App(name="demo", help="A whole rotation on the embedded lab, with a report of every handshake.")
 
-Approve = Literal["auto", "ask"]
-Size = Literal["demo", "small"]
-Directory = Annotated[Path | None, Parameter(name="--dir")]
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """What every demo can be told."""
+
+    report: Path | None = None
+    """Write the result as JSON to this file."""
+
+    approve: Literal["auto", "ask"] = "auto"
+    """auto: no questions. ask: each approval is asked on the terminal."""
+
+    directory: Annotated[Path | None, Parameter(name="--dir")] = None
+    """Where the lab, the vault and the evidence go; default: a new directory under the home."""
+
+    size: Literal["demo", "small"] = "demo"
+    """demo has more than 40 meshed pods, small has a handful."""
+
+    leaf_seconds: int = 40
+    """Life of a workload's leaf certificate in seconds, instead of 24 hours."""
+
+    def demo(self, name: str, system: System, *lab: str) -> Demo:
+        """The demo of a system, on a lab with these further options."""
+        where = demos.directory_of(name, self.directory)
+        return Demo(name, system, where, ["--system", system.value, "--size", self.size, *lab], self.leaf_seconds)
+
 
 _BLOG = Documented(
     "documented-blog", "documented_blog", "renew anchor, sleep, renew issuer, sleep, restart Deployments, drop"
@@ -38,48 +62,30 @@ _NEW_KEY = Documented("documented", "in_place_new_key", "patch istio-ca-secret w
 
 @app.command
 def linkerd(
+    options: DemoOptions = DemoOptions(),  # frozen: cyclopts fills the fields in
     *,
-    report: Path | None = None,
     procedure: Literal["capstan", "documented-blog"] = "capstan",
-    approve: Approve = "auto",
-    directory: Directory = None,
-    size: Size = "demo",
-    leaf_seconds: int = 40,
 ) -> int:
     """Rotate Linkerd's trust anchor and issuer in a lab with more than 40 meshed pods, and count every handshake.
 
     Parameters
     ----------
-    report
-        Write the result as JSON to this file.
     procedure
         capstan: ours. documented-blog: the order of the published CronJob, on the same lab, to compare.
-    approve
-        auto: no questions. ask: each approval is asked on the terminal.
-    directory
-        Where the lab, the vault and the evidence go; default: a new directory under the home.
-    size
-        demo has more than 40 meshed pods, small has a handful.
-    leaf_seconds
-        Life of a workload's leaf certificate in seconds, instead of 24 hours.
     """
-    demo = _demo("linkerd", System.LINKERD, directory, ["--system", "linkerd", "--size", size], leaf_seconds)
+    demo = options.demo("linkerd", System.LINKERD)
 
     def turns(lab: Lab) -> Sequence[Turn]:
-        return [demos.turn(_domain(demo, lab), "root", approve, "Linkerd trust anchor rotation on the lab")]
+        return [demos.turn(_domain(demo, lab), "root", options.approve, "Linkerd trust anchor rotation on the lab")]
 
-    return demos.run(demo, turns, _BLOG if procedure != "capstan" else None, report)
+    return demos.run(demo, turns, _BLOG if procedure != "capstan" else None, options.report)
 
 
 @app.command
 def istio_plugin(
+    options: DemoOptions = DemoOptions(),  # frozen: cyclopts fills the fields in
     *,
-    report: Path | None = None,
     procedure: Literal["capstan", "documented"] = "capstan",
-    approve: Approve = "auto",
-    directory: Directory = None,
-    size: Size = "demo",
-    leaf_seconds: int = 40,
     istio_version: str = "1.30.1",
     multiroot: bool = True,
     xds_agent: bool = False,
@@ -89,18 +95,8 @@ def istio_plugin(
 
     Parameters
     ----------
-    report
-        Write the result as JSON to this file.
     procedure
         capstan: ours. documented: delete and create the Secret, restart istiod, as recipes have it; to compare.
-    approve
-        auto: no questions. ask: each approval is asked on the terminal.
-    directory
-        Where the lab, the vault and the evidence go; default: a new directory under the home.
-    size
-        demo has more than 40 meshed pods, small has a handful.
-    leaf_seconds
-        Life of a workload's leaf certificate in seconds, instead of 24 hours.
     istio_version
         What the lab's istiod behaves as: it decides what is taken without a restart.
     multiroot
@@ -110,26 +106,21 @@ def istio_plugin(
     envoys
         How many of the proxies are real Envoys.
     """
-    lab_options = ["--system", "istio", "--ca", "plugin", "--istio-version", istio_version, "--size", size]
-    lab_options += ["--envoys", str(envoys), *(["--multiroot"] if multiroot else [])]
-    lab_options += ["--xds-agent"] if xds_agent else []
-    demo = _demo("istio-plugin", System.ISTIO, directory, lab_options, leaf_seconds)
+    switches = [name for name, on in (("--multiroot", multiroot), ("--xds-agent", xds_agent)) if on]
+    lab_options = ("--ca", "plugin", "--istio-version", istio_version, "--envoys", str(envoys), *switches)
+    demo = options.demo("istio-plugin", System.ISTIO, *lab_options)
 
     def turns(lab: Lab) -> Sequence[Turn]:
-        return [demos.turn(_domain(demo, lab), "root", approve, "Istio plug-in CA: root rotation on the lab")]
+        return [demos.turn(_domain(demo, lab), "root", options.approve, "Istio plug-in CA: root rotation on the lab")]
 
-    return demos.run(demo, turns, _DELETE_CREATE if procedure != "capstan" else None, report)
+    return demos.run(demo, turns, _DELETE_CREATE if procedure != "capstan" else None, options.report)
 
 
 @app.command
 def istio_self_signed(
+    options: DemoOptions = DemoOptions(),  # frozen: cyclopts fills the fields in
     *,
-    report: Path | None = None,
     procedure: Literal["capstan", "documented"] = "capstan",
-    approve: Approve = "auto",
-    directory: Directory = None,
-    size: Size = "demo",
-    leaf_seconds: int = 40,
     istio_version: str = "1.30.1",
     multiroot: bool = True,
     envoys: int = 2,
@@ -138,18 +129,8 @@ def istio_self_signed(
 
     Parameters
     ----------
-    report
-        Write the result as JSON to this file.
     procedure
         capstan: ours. documented: a new key patched into istio-ca-secret in place; to compare.
-    approve
-        auto: no questions. ask: each approval is asked on the terminal.
-    directory
-        Where the lab, the vault and the evidence go; default: a new directory under the home.
-    size
-        demo has more than 40 meshed pods, small has a handful.
-    leaf_seconds
-        Life of a workload's leaf certificate in seconds, instead of 24 hours.
     istio_version
         What the lab's istiod behaves as.
     multiroot
@@ -157,29 +138,25 @@ def istio_self_signed(
     envoys
         How many of the proxies are real Envoys.
     """
-    lab_options = ["--system", "istio", "--ca", "self-signed", "--istio-version", istio_version, "--size", size]
-    lab_options += ["--envoys", str(envoys), *(["--multiroot"] if multiroot else [])]
-    demo = _demo("istio-self-signed", System.ISTIO, directory, lab_options, leaf_seconds)
+    switches = ["--multiroot"] if multiroot else []
+    lab_options = ("--ca", "self-signed", "--istio-version", istio_version, "--envoys", str(envoys), *switches)
+    demo = options.demo("istio-self-signed", System.ISTIO, *lab_options)
 
     def turns(lab: Lab) -> Sequence[Turn]:
         domain = _domain(demo, lab)
         return [
-            Turn("redate", _redating(domain, approve)),
-            demos.turn(domain, "root", approve, "Istio self-signed CA: root rotation on the lab"),
+            Turn("redate", _redating(domain, options.approve)),
+            demos.turn(domain, "root", options.approve, "Istio self-signed CA: root rotation on the lab"),
         ]
 
-    return demos.run(demo, turns, _NEW_KEY if procedure != "capstan" else None, report)
+    return demos.run(demo, turns, _NEW_KEY if procedure != "capstan" else None, options.report)
 
 
 @app.command
 def aks_istio(
+    options: DemoOptions = DemoOptions(),  # frozen: cyclopts fills the fields in
     *,
-    report: Path | None = None,
     procedure: Literal["capstan", "documented"] = "capstan",
-    approve: Approve = "auto",
-    directory: Directory = None,
-    size: Size = "demo",
-    leaf_seconds: int = 40,
     revisions: str = "asm-1-30",
     ca_delivery: Literal["csi", "cacerts", "cronjob"] = "csi",
     envoys: int = 2,
@@ -188,18 +165,8 @@ def aks_istio(
 
     Parameters
     ----------
-    report
-        Write the result as JSON to this file.
     procedure
         capstan: ours. documented: the two steps of the vendor's page, to compare.
-    approve
-        auto: no questions. ask: each approval is asked on the terminal.
-    directory
-        Where the lab, the vault and the evidence go; default: a new directory under the home.
-    size
-        demo has more than 40 meshed pods, small has a handful.
-    leaf_seconds
-        Life of a workload's leaf certificate in seconds, instead of 24 hours.
     revisions
         Revisions of the add-on; two, with a comma between, as during an upgrade.
     ca_delivery
@@ -207,9 +174,8 @@ def aks_istio(
     envoys
         How many of the proxies are real Envoys.
     """
-    lab_options = ["--system", "aks-istio", "--revisions", revisions, "--ca-delivery", ca_delivery, "--size", size]
-    lab_options += ["--envoys", str(envoys)]
-    demo = _demo("aks-istio", System.AKS_ISTIO, directory, lab_options, leaf_seconds)
+    lab_options = ("--revisions", revisions, "--ca-delivery", ca_delivery, "--envoys", str(envoys))
+    demo = options.demo("aks-istio", System.AKS_ISTIO, *lab_options)
 
     def turns(lab: Lab) -> Sequence[Turn]:
         domain = _domain(demo, lab, PluginCa(cluster_id=str(lab.facts["cluster_id"])))
@@ -218,15 +184,11 @@ def aks_istio(
         signing = demos.offline_signer(offline, "intermediate", Path(lab.facts["offline_ca"]))
         intermediate = "AKS Istio add-on: intermediate rotation on the lab, signed by the offline root"
         return [
-            demos.turn(offline, "intermediate", approve, intermediate, signing),
-            demos.turn(domain, "root", approve, "AKS Istio add-on: root rotation on the lab"),
+            demos.turn(offline, "intermediate", options.approve, intermediate, signing),
+            demos.turn(domain, "root", options.approve, "AKS Istio add-on: root rotation on the lab"),
         ]
 
-    return demos.run(demo, turns, _TWO_STEP if procedure != "capstan" else None, report)
-
-
-def _demo(name: str, system: System, directory: Path | None, lab: Sequence[str], leaf_seconds: int) -> Demo:
-    return Demo(name, system, demos.directory_of(name, directory), lab, leaf_seconds)
+    return demos.run(demo, turns, _TWO_STEP if procedure != "capstan" else None, options.report)
 
 
 def _domain(demo: Demo, lab: Lab, plugin_ca: PluginCa | None = None) -> TrustDomain:
@@ -240,7 +202,9 @@ def _domain(demo: Demo, lab: Lab, plugin_ca: PluginCa | None = None) -> TrustDom
     )
 
 
-def _redating(domain: TrustDomain, approve: Approve) -> Callable[[Callable[[], Handshakes | None]], Outcome]:
+def _redating(
+    domain: TrustDomain, approve: Literal["auto", "ask"]
+) -> Callable[[Callable[[], Handshakes | None]], Outcome]:
     def run(handshakes: Callable[[], Handshakes | None]) -> Outcome:
         from capstan.cli.approving import ApprovalOptions
         from capstan.cli.rotate import run_flow
