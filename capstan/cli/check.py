@@ -48,7 +48,8 @@ def check(
         Check rights instead: ask the API server for each one that reading and rotating need, list what is missing, and
         print the roles that would grant it; exit 1 if anything is.
     for_
-        With --rbac: what the caller is to be able to do. With `read`, rights that only a rotation needs may be missing.
+        With --rbac: what the caller is to be able to do. With `read`, rights that only a rotation needs may be missing;
+        `webhooks` is rotating Linkerd's webhook certificates, too.
     """
     if for_ is not For.ROTATE and not rbac:
         raise InvalidInput(

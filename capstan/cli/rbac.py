@@ -13,7 +13,7 @@ from capstan.cli.output import Exit, Output, print_data, print_table, stdout
 from capstan.cluster.access import grant
 from capstan.cluster.record import NAMESPACE
 from capstan.systems.opening import connect
-from capstan.systems.rights import SHIPPED, Need, Purpose, Rights, needed, rights_in
+from capstan.systems.rights import Purpose, Rights, needed, rights_in, shipped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +28,16 @@ class For(StrEnum):
 
     READ = "read"
     ROTATE = "rotate"
+    WEBHOOKS = "webhooks"
 
     @property
     def purposes(self) -> tuple[Purpose, ...]:
         """Whose missing rights fail the command."""
-        return (Purpose.READ,) if self is For.READ else (Purpose.READ, Purpose.ROTATE)
+        return {
+            For.READ: (Purpose.READ,),
+            For.ROTATE: (Purpose.READ, Purpose.ROTATE),
+            For.WEBHOOKS: (Purpose.READ, Purpose.ROTATE, Purpose.WEBHOOKS),
+        }[self]
 
 
 def check_rights(domain: TrustDomain, wanted: For, output: Output) -> int:
@@ -102,20 +107,23 @@ def _print(rights: Rights, wanted: For, domain: TrustDomain, *, short: bool, nam
     console = stdout()
     title = f"rights of {rights.user or 'whoever the kubeconfig names'}" + (f" ({rights.cluster})" if named else "")
     console.print(Text(f"{title}\n{'-' * len(title)}", style="bold"))
-    rows = _rows(rights, short=short)
-    if rows:
-        print_table(("", "verbs", "resource", "namespace", "for", "needed to"), rows)
-    for purpose in (Purpose.READ, Purpose.ROTATE):
+    for purpose in Purpose:
+        rows = _rows(rights, purpose, short=short)
+        if rows and purpose in (*wanted.purposes, Purpose.OPTIONAL):
+            print_table((purpose.value, "verbs", "resource", "namespace"), rows)
+            console.print()
+    for purpose in wanted.purposes:
         console.print(_sum(rights, purpose))
     console.print()
     objects = _granting(rights, wanted)
     if not objects:
         return
+    ours = shipped(domain.system, "webhooks" if wanted is For.WEBHOOKS else "anchor")
     console.print(
         Text(
             f"To grant what is missing to {rights.user}, as an administrator of the cluster:\n"
             "    kubectl apply -f FILE      with the following in FILE\n"
-            f"or give it the roles of infra/kubernetes ({SHIPPED[domain.system]}).",
+            f"or give it the roles of infra/kubernetes ({ours}).",
         )
     )
     sys.stdout.write(_yaml(objects))
@@ -128,23 +136,25 @@ def _sum(rights: Rights, purpose: Purpose) -> Text:
     return Text(f"× {len(missing)} missing to {purpose.value}", style="bold red")
 
 
-def _rows(rights: Rights, *, short: bool) -> list[tuple[Text, str, str, str, str, str]]:
-    """One line for each object, purpose and answer: its verbs together."""
-    grouped: dict[tuple[str, str, str, bool, str], tuple[Need, list[str]]] = {}
+def _rows(rights: Rights, purpose: Purpose, *, short: bool) -> list[tuple[Text, str, Text, str]]:
+    """One line for each object and answer: its verbs together; what is missing says what for."""
+    grouped: dict[tuple[str, str, str, bool, str], list[str]] = {}
     for verdict in rights.verdicts:
         need, right = verdict.need, verdict.need.right
-        kind = f"{right.resource}.{right.group}" if right.group else right.resource
-        key = (f"{kind} {right.name}".rstrip(), right.namespace, need.purpose.value, verdict.allowed, need.why)
-        grouped.setdefault(key, (need, []))[1].append(right.verb)
+        if need.purpose is purpose:
+            key = (right.resource, right.name, right.namespace, verdict.allowed, need.why)
+            grouped.setdefault(key, []).append(right.verb)
+    optional = purpose is Purpose.OPTIONAL
     rows = []
-    for (what, namespace, purpose, allowed, why), (need, verbs) in grouped.items():
+    for (resource, name, namespace, allowed, why), verbs in grouped.items():
         # What is optional and missing changes nothing: told in full, but not as a fault.
-        if short and (allowed or need.purpose is Purpose.OPTIONAL):
+        if short and (allowed or optional):
             continue
-        mark = Text("√", style="green") if allowed else Text("×", style="bold red")
-        if not allowed and need.purpose is Purpose.OPTIONAL:
-            mark = Text("-", style="dim")
-        rows.append((mark, ", ".join(verbs), what, namespace or "(all)", purpose, why))
+        mark = Text("√", style="green") if allowed else Text("-") if optional else Text("×", style="bold red")
+        what = Text(f"{resource} {name}".rstrip())
+        if not allowed:
+            what.append(f"\nto {why}", style="dim")
+        rows.append((mark, ", ".join(verbs), what, namespace or "(all)"))
     return rows
 
 

@@ -25,9 +25,16 @@ if TYPE_CHECKING:
 
 _CLUSTER: Final = "kubectl apply -k infra/kubernetes/cluster"
 _ISTIO: Final = f"{_CLUSTER} && kubectl apply -k infra/kubernetes/istio"
-SHIPPED: Final = {System.LINKERD: _CLUSTER, System.ISTIO: _ISTIO, System.AKS_ISTIO: _ISTIO}
-"""The roles that grant all of it to the service accounts capstan-reader and capstan-rotator."""
+_WEBHOOKS: Final = f"{_CLUSTER} && kubectl apply -k infra/kubernetes/linkerd-webhooks"
+RESTART_WORKLOADS: Final[tuple[Kind, ...]] = ("anchor", "issuer", "re-date", "expired")
 SHOWN: Final = 12  # missing rights that an error lists; `capstan check --rbac` lists all
+
+
+def shipped(system: System, kind: Kind) -> str:
+    """What gives all of it to the service accounts capstan-reader and capstan-rotator."""
+    if system is not System.LINKERD:
+        return _ISTIO
+    return _WEBHOOKS if kind == "webhooks" else _CLUSTER
 
 
 class Purpose(StrEnum):
@@ -37,6 +44,9 @@ class Purpose(StrEnum):
     """`check`, `plan`, `status` and the radar."""
     ROTATE = "rotate"
     """A rotation, beside reading."""
+    WEBHOOKS = "webhooks"
+    """A rotation of the certificates of Linkerd's webhooks: who may write those can have every API request sent to
+    himself, so it takes a role of its own."""
     OPTIONAL = "optional"
     """Of use in some clusters only; nothing is refused without it, and no role of ours grants it."""
 
@@ -104,15 +114,18 @@ def _everywhere(domain: str) -> Iterator[Need]:
     record = (record_name(domain),)
     yield from needs("get", "configmaps", "read the rotation record", namespace=NAMESPACE, names=record)
     rotate = Purpose.ROTATE
-    for plural in ("deployments", "statefulsets", "daemonsets"):
-        yield from needs("get list watch patch", plural, "restart workloads and follow them", to=rotate, group="apps")
-    yield from needs("patch", "replicasets", "restart one that no Deployment owns", to=rotate, group="apps")
-    yield from needs("get patch", "replicationcontrollers", "restart them", to=rotate)
-    yield from needs("create", "pods/eviction", "restart what does not roll by itself", to=rotate)
-    budgets = "know whether a budget could ever allow an eviction"
-    yield from needs("list", "poddisruptionbudgets", budgets, to=rotate, group="policy")
-    yield from needs("watch", "pods", "see evicted pods replaced", to=rotate)
-    yield from needs("list", "cronjobs", "find templates that have no pod now", to=rotate, group="batch")
+    why = "restart the control plane, and workloads, and follow them"
+    yield from needs("get list watch patch", "deployments", why, to=rotate, group="apps")
+    restarts = partial(needs, to=rotate, kinds=RESTART_WORKLOADS)
+    for plural in ("statefulsets", "daemonsets"):
+        yield from restarts("get list watch patch", plural, "restart workloads and follow them", group="apps")
+    yield from restarts("patch", "replicasets", "restart one that no Deployment owns", group="apps")
+    yield from restarts("get patch", "replicationcontrollers", "restart them")
+    yield from restarts("create", "pods/eviction", "restart what does not roll by itself")
+    why = "know whether a budget could ever allow an eviction"
+    yield from restarts("list", "poddisruptionbudgets", why, group="policy")
+    yield from restarts("watch", "pods", "see evicted pods replaced")
+    yield from restarts("list", "cronjobs", "find templates that have no pod now", group="batch")
     own = partial(needs, to=rotate, namespace=NAMESPACE)
     yield from own("get", "namespaces", "see that the record has a place", names=(NAMESPACE,))
     yield from own("create", "configmaps", "begin the rotation record")
@@ -175,13 +188,14 @@ def require_rights(cluster: Cluster, system: System, namespace: str, domain: str
     Raises:
         Denied: A right is missing; names each with its verb, resource and namespace.
     """
+    purposes = {Purpose.READ, Purpose.ROTATE} | ({Purpose.WEBHOOKS} if kind == "webhooks" else set())
     wanted = [
         need
         for need in needed(system, namespace, domain)
-        if need.purpose is not Purpose.OPTIONAL and (not need.kinds or kind in need.kinds)
+        if need.purpose in purposes and (not need.kinds or kind in need.kinds)
     ]
     found = rights_in(cluster, wanted)
-    missing = found.missing(Purpose.READ, Purpose.ROTATE)
+    missing = found.missing(*purposes)
     if missing:
         rest = len(missing) - SHOWN
         named = [f"cannot {need.right} (to {need.why})" for need in missing[:SHOWN]]
@@ -189,6 +203,6 @@ def require_rights(cluster: Cluster, system: System, namespace: str, domain: str
             f"{len(missing)} of {len(wanted)} rights that a rotation needs are missing, so none is begun",
             where=f"cluster {cluster.name}, as {found.user or 'whoever the kubeconfig names'}",
             observed="\n            ".join([*named, *([f"and {rest} more"] if rest > 0 else [])]),
-            expected=f"the roles of infra/kubernetes ({SHIPPED[system]}), or others that permit the same",
+            expected=f"the roles of infra/kubernetes ({shipped(system, kind)}), or others that permit the same",
             next_command="capstan check --rbac lists all that is missing, with the roles that would grant it",
         )

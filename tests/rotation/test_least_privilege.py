@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ruamel.yaml import YAML
 
+from capstan.cluster.access import Right as Needed
 from capstan.cluster.client import Cluster
 from capstan.cluster.eviction import still_there, why_never
 from capstan.cluster.workloads import Owners, PodRef
-from capstan.config import ClusterRef, TrustDomain
+from capstan.config import ClusterRef, System, TrustDomain
 from capstan.errors import Throttled
 from capstan.rotation.expiry import WarnBefore
+from capstan.systems.rights import needed
 from flows.radar import look
 from infra.lab.apiserver.rbac import Attributes, Rule, rule_allows, singles, subject_is
 from infra.lab.apiserver.users import User
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+REVIEWS = ("authorization.k8s.io", "authentication.k8s.io")  # everybody who is known may ask what he may
 SHOP_APPS = "/apis/apps/v1/namespaces/shop"
 
 
@@ -81,6 +84,13 @@ def rights_of(items: list[dict[str, Any]], account: str) -> list[Right]:
 
 def _frozen(rule: Rule) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((key, tuple(values)) for key, values in rule.items())
+
+
+def is_in(asked: dict[str, Any], right: Needed) -> bool:
+    """Whether what was asked for is this right of the product's own list."""
+    wanted = (right.verb, right.group, right.resource)
+    here = right.namespace in ("", asked["namespace"]) and right.name in ("", asked["name"])
+    return here and wanted == (asked["verb"], asked["group"], asked["resource"])
 
 
 def kubeconfig_of(lab: RunningLab, account: str, directory: Path) -> Path:
@@ -168,9 +178,10 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
         refused = run("rotate", "--approve", "auto", "-o", "json", home=home, kubeconfig=reader)
         assert refused.code == 1
         words = " ".join(refused.stderr.split())
-        assert "cannot get namespaces" in words
-        assert 'User "system:serviceaccount:capstan:capstan-reader" cannot get resource "namespaces"' in words
-        assert "kubectl auth can-i get namespaces" in words
+        assert "rights that a rotation needs are missing, so none is begun" in words
+        assert "as system:serviceaccount:capstan:capstan-reader" in words
+        assert "cannot get namespaces capstan-system in namespace capstan-system" in words
+        assert "capstan check --rbac" in words
         # 2. The rotator rotates.
         use_what_only_a_refused_eviction_needs(rotator)
         arguments = ("rotate", "--rotation", rotations.rotation, "--approve", "auto", "-o", "json")
@@ -198,5 +209,13 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
             if entry["allowed"] and len(granting) == 1:
                 needed.add(granting[0])
     every = {right for found in held.values() for right in found}
+    # 4. The list that `capstan check --rbac` asks for is what was used: nothing was asked for that is not in it.
+    listed = [need.right for need in needed(System.LINKERD, "linkerd", "linkerd")]
+    unlisted = {
+        f"{entry['verb']} {entry['resource']} {entry['namespace']}/{entry['name']}"
+        for entry in asked["capstan-rotator"]
+        if entry["group"] not in REVIEWS and not entry["path"] and not any(is_in(entry, right) for right in listed)
+    }
+    assert sorted(unlisted) == []
     assert sorted(map(str, every - needed)) == []
     assert len(every) > 30

@@ -12,8 +12,13 @@ from capstan.systems.rights import Need, Purpose, needs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from capstan.cluster.record import Kind
+
 _NODE_LEASES: Final = "kube-node-lease"
 _VIZ: Final = "linkerd-viz"
+# What rotates what: whose rotations need the right.
+_ROOTS: Final[tuple[Kind, ...]] = ("anchor", "expired")
+_ISSUERS: Final[tuple[Kind, ...]] = ("anchor", "issuer", "expired")
 
 
 def linkerd(namespace: str) -> Iterator[Need]:
@@ -34,14 +39,19 @@ def linkerd(namespace: str) -> Iterator[Need]:
     yield from needs("list", "leases", "see whether the nodes' clocks agree", group="coordination.k8s.io",
                      namespace=_NODE_LEASES)  # fmt: skip
     yield from needs("list", "namespaces", "find Linkerd's extensions")
-    rotate = Purpose.ROTATE
-    yield from needs("create", "pods", "rehearse a pod's birth (dry run)", to=rotate, kinds=("anchor",))
-    roots = "declare the roots"
-    yield from here("update", "configmaps", roots, to=rotate, names=(TRUST_ROOTS,), kinds=("anchor",))
+    rotate = partial(needs, to=Purpose.ROTATE)
+    yield from rotate("create", "pods", "rehearse a pod's birth (dry run)", kinds=_ROOTS)
+    rotate = partial(rotate, namespace=namespace)
+    yield from rotate("update", "configmaps", "declare the roots", names=(TRUST_ROOTS,), kinds=_ROOTS)
     repeat = "repeat roots and issuer for the next upgrade"
-    yield from here("update", "configmaps", repeat, to=rotate, names=(CONFIG,))
-    yield from here("update", "secrets", repeat, to=rotate, names=(OVERRIDES,))
-    yield from here("update", "secrets", "switch the issuer", to=rotate, names=(ISSUER,))
+    yield from rotate("update", "configmaps", repeat, names=(CONFIG,), kinds=_ISSUERS)
+    yield from rotate("update", "secrets", repeat, names=(OVERRIDES,), kinds=_ISSUERS)
+    yield from rotate("update", "secrets", "switch the issuer", names=(ISSUER,), kinds=_ISSUERS)
+    for hook in HOOKS:
+        kind, why = hook.resource, f"turn the certificate of {hook.name}"
+        to = Purpose.WEBHOOKS
+        yield from needs("update", kind.plural, why, to=to, group=kind.group, names=(hook.configuration,))
+        yield from here("update", "secrets", why, to=to, names=hook.secrets[:1])
     optional = Purpose.OPTIONAL
     yield from here("list", "secrets", "read what Helm's release would take back", to=optional)
     for group, plural in (("trust.cert-manager.io", "bundles"), ("trust-manager.io", "clusterbundles")):
