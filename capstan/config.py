@@ -115,6 +115,10 @@ class RotationPolicy(BaseModel):
     restart_deadline: timedelta = Field(
         default=timedelta(minutes=30), description="Longest time all rollouts of one restart may take together"
     )
+    webhook_reload: timedelta = Field(
+        default=timedelta(seconds=150),
+        description="How long a webhook's server has to serve what its Secret holds, before it is restarted for it",
+    )
     parallel_restarts: int = Field(default=4, ge=1, le=64, description="Workloads that are restarted at the same time")
     approvals: frozenset[Literal["trust", "issue", "distrust"]] = Field(
         default=frozenset({"trust", "issue", "distrust"}),

@@ -56,6 +56,8 @@ def back(rotation: Rotation, why: str = "it was asked for") -> None:
             issuer_again(rotation)
     elif rotation.retired is not None and rotation.kind == "re-date":
         redate_again(rotation)
+    elif rotation.retired is not None and rotation.kind == "webhooks":
+        webhooks_again(rotation)
     elif rotation.retired is not None:
         if steps.locate(rotation).number <= Phase.TRUST.number or steps.pending(rotation, Phase.TRUST):
             trust_again(rotation)
@@ -122,6 +124,29 @@ def redate_again(rotation: Rotation) -> None:
         for cluster in rotation.systems:
             steps.redate_root(rotation, cluster)
             steps.restart_redated(rotation, cluster)
+        await_gate(rotation, Phase.DONE)
+
+
+def webhooks_again(rotation: Rotation) -> None:
+    """The way of webhook certificates with old and new exchanged: caBundles hold both while Secrets are put back."""
+    if steps.locate(rotation).number <= Phase.TRUST.number:
+        with rotation.phase(Phase.TRUST):
+            for hook in rotation.systems:
+                steps.widen_ca_bundle(rotation, hook)
+            await_gate(rotation, Phase.ISSUE)
+    if steps.pending(rotation, Phase.ISSUE):
+        with rotation.phase(Phase.ISSUE):
+            await_gate(rotation, Phase.ISSUE)
+            steps.settle_ca_bundle(rotation)
+            for hook in rotation.systems:
+                steps.switch_serving(rotation, hook)
+            steps.reload_serving(rotation)
+            await_gate(rotation, Phase.DISTRUST)
+    with rotation.phase(Phase.DISTRUST):
+        if steps.locate(rotation) is not Phase.DONE:
+            await_gate(rotation, Phase.DISTRUST)
+            for hook in rotation.systems:
+                steps.narrow_ca_bundle(rotation, hook)
         await_gate(rotation, Phase.DONE)
 
 

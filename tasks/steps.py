@@ -19,6 +19,7 @@ from capstan.rotation import (
     Rotation,
     changing,
     enabling,
+    hooks,
     looking_back,
     offline,
     preparing,
@@ -45,7 +46,7 @@ def _saying_where(name: str) -> Callable[..., str]:
     """Names a run of a step after the step, its cluster and its phase, as far as it has them."""
 
     def named(parameters: dict[str, Any]) -> str:
-        where = [str(parameters[each]) for each in ("cluster", "phase") if parameters.get(each) is not None]
+        where = [str(parameters[each]) for each in ("cluster", "name", "phase") if parameters.get(each) is not None]
         return f"{name}: {', '.join(where)}" if where else name
 
     return named
@@ -96,6 +97,15 @@ enable_adopt = _step("adopt the CA that is in the vault")(enabling.adopt)
 enable_upload = _step("upload the four secrets")(enabling.upload)
 enable_add_on = _step("enable the add-on")(enabling.enable_add_on)
 enable_await_signing = _step("wait until istiod signs with it")(enabling.await_signing)
+
+guard_webhooks = _step("whose are the webhooks' certificates?")(hooks.guard)
+mint_serving = _step("mint serving certificates into the vault")(hooks.mint)
+widen_ca_bundle = _step("caBundle := old + new")(hooks.widen)
+back_up_serving = _step("back up serving pair")(hooks.back_up)
+settle_ca_bundle = _step("let API servers learn of it")(hooks.settle)
+switch_serving = _step("serving Secret := new")(hooks.switch)
+reload_serving = _step("wait until every replica serves it")(hooks.reload)
+narrow_ca_bundle = _step("caBundle := new")(hooks.narrow)
 
 widen_bundle = _step("bundle := old + new")(changing.widen_bundle)
 narrow_bundle = _step("bundle := new")(changing.narrow_bundle)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WIDTH: Final = 100
 _LABEL: Final = 14
 _SHOWN: Final = 12
+_SUBJECTS: Final = {"issuer": "Issuer", "webhooks": "Certificate"}
 
 
 def as_text(proposal: Proposal) -> str:
@@ -39,16 +40,20 @@ def as_text(proposal: Proposal) -> str:
     lines += _field("who decides", who(proposal))
     lines += _field("asked before", ", ".join(proposal.asked_before))
     lines += ["", f"evidence at {evidence.at:%Y-%m-%d %H:%M:%S} UTC"]
-    lines += _field("", f"{evidence.peers} live proxies of {evidence.workloads} workloads")
+    lines += _field("", f"{evidence.peers} {_peers(proposal)} of {evidence.workloads} workloads")
     for sentence in evidence.sentences:
         lines += _field("", sentence)
     lines += ["", f"digest {proposal.digest}"]
     return "\n".join(lines)
 
 
+def _peers(proposal: Proposal) -> str:
+    return "serving processes" if proposal.kind == "webhooks" else "live proxies"
+
+
 def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequence[str] = ()) -> str:
     """A page for the Prefect UI, ending with the request as a fenced block."""
-    evidence, subject = proposal.evidence, "Issuer" if proposal.kind == "issuer" else "Root"
+    evidence, subject = proposal.evidence, _SUBJECTS.get(proposal.kind, "Root")
     lines = [
         f"## {escaped(title(proposal))}",
         "",
@@ -92,7 +97,7 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
         "",
         f"### Evidence, observed {evidence.at:%Y-%m-%d %H:%M:%S} UTC",
         "",
-        f"{evidence.peers} live proxies of {evidence.workloads} workloads.",
+        f"{evidence.peers} {_peers(proposal)} of {evidence.workloads} workloads.",
         "",
         *(f"- {escaped(sentence)}" for sentence in evidence.sentences),
         "",

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from capstan.cli.output import stdout
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.pki.bundle import Bundle
+from capstan.rotation import hooks
 from capstan.rotation.session import OLD_ROOTS, plan_policy
 from capstan.rotation.turning import aim_of
 from capstan.systems.base import observe_domain
 from capstan.systems.opening import open_systems
 from capstan.trust.aim import Aim, RootAim
+from capstan.trust.hooks import HookAim
 from capstan.trust.plan import Plan
 from capstan.trust.safety import Unsafe, Verdict
 
@@ -33,6 +35,8 @@ class DomainView:
         record: The rotation under way, or the last one; None if there never was one.
         plan: The steps from here.
         certificates: Every root and issuer met, by fingerprint.
+        aim: What the rotation under way is after, or what a next one would be.
+        remarks: What else to know before, for a person.
     """
 
     domain: TrustDomain
@@ -40,6 +44,8 @@ class DomainView:
     observation: Observation
     plan: Plan
     certificates: dict[str, Certificate]
+    aim: Aim
+    remarks: tuple[str, ...] = ()
 
 
 _SHOWN = 10
@@ -85,10 +91,13 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 @contextmanager
-def viewed(domain: TrustDomain) -> Iterator[DomainView]:
+def viewed(domain: TrustDomain, *, webhooks: bool = False) -> Iterator[DomainView]:
     """Read record and clusters.
 
     A finished rotation is the past: the plan is then for a next one, away from the roots of today.
+
+    Args:
+        webhooks: A next one would be of Linkerd's webhook certificates. One under way is shown whatever it is of.
 
     Raises:
         CapstanError: A cluster cannot be read.
@@ -101,6 +110,12 @@ def viewed(domain: TrustDomain) -> Iterator[DomainView]:
         if under_way is not None and under_way.direction == "back" and not under_way.new:
             under_way = None  # nothing was minted, so there is nothing left to do but to close the record
         known: list[Certificate] = []
+        remarks: tuple[str, ...] = ()
+        if under_way is not None and under_way.kind == "webhooks":
+            systems = hooks.of_record(domain, clusters, under_way)
+        elif under_way is None and webhooks:
+            systems = found = hooks.present(domain, clusters)
+            remarks = tuple(remark for hook in found.values() for remark in hooks.preview(hook))
         if under_way:
             known.extend(Bundle.parse(under_way.notes[OLD_ROOTS], "rotation record"))
         observation = observe_domain(tuple(systems.values()), known)
@@ -110,10 +125,12 @@ def viewed(domain: TrustDomain) -> Iterator[DomainView]:
         aim: Aim = RootAim(frozenset(r for c in observation.clusters for r in c.bundle), None)
         if under_way:
             aim = aim_of(under_way)
+        elif webhooks:
+            aim = HookAim({hook.name: hook.bundle for hook in observation.clusters}, {}, {})
         back = under_way is not None and under_way.direction == "back"
         turned = under_way is not None and under_way.turn > 1
         planned = aim.plan(observation, plan_policy(domain), back=back, turned=turned)
-        yield DomainView(domain, record, observation, planned, certificates)
+        yield DomainView(domain, record, observation, planned, certificates, aim, remarks)
     finally:
         for cluster in clusters.values():
             cluster.close()

@@ -27,6 +27,8 @@ class What(StrEnum):
     """What Linkerd calls its root."""
     ISSUER = "issuer"
     """What Linkerd calls its intermediate."""
+    WEBHOOKS = "webhooks"
+    """The serving certificates of Linkerd's webhooks; no root and no workload is concerned."""
 
 
 MODULES: Final = {
@@ -34,10 +36,12 @@ MODULES: Final = {
     System.ISTIO: "flows.istio",
     System.AKS_ISTIO: "flows.aks_istio",
 }
+WEBHOOKS_MODULE: Final = "flows.linkerd_webhooks"
 _ROTATE: Final = {
     (System.LINKERD, What.ROOT): "rotate_trust_anchor",
     (System.LINKERD, What.ANCHOR): "rotate_trust_anchor",
     (System.LINKERD, What.ISSUER): "rotate_issuer",
+    (System.LINKERD, What.WEBHOOKS): "rotate_webhooks",
     (System.ISTIO, What.ROOT): "rotate_root",
     (System.ISTIO, What.INTERMEDIATE): "rotate_intermediate",
     (System.AKS_ISTIO, What.ROOT): "rotate_root",
@@ -66,6 +70,8 @@ def rotation_flow(system: System, what: What) -> Callable[..., Outcome]:
         InvalidInput: As `require_rotation`.
     """
     require_rotation(system, what)
+    if what is What.WEBHOOKS:
+        return _flow_of(WEBHOOKS_MODULE, _ROTATE[system, what])
     return _flow(system, _ROTATE[system, what])
 
 
@@ -85,5 +91,9 @@ def enable_flow() -> Callable[..., Enabled]:
 
 
 def _flow(system: System, name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(importlib.import_module(MODULES[system]), name)
+    return _flow_of(MODULES[system], name)
+
+
+def _flow_of(module: str, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.text import Text
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def plan(
     options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
     *,
+    what: Literal["root", "webhooks"] = "root",
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
 ) -> int:
     """Show the steps of a rotation from the present state, changing nothing; exit 2 because changes are pending.
@@ -31,15 +32,18 @@ def plan(
 
     Parameters
     ----------
+    what
+        What a new rotation would be of: root, or webhooks (Linkerd). One under way is shown whatever it is of.
     output
         table, json or yaml.
     """
-    with viewed(options.resolve()) as view:
+    with viewed(options.resolve(), webhooks=what == "webhooks") as view:
         if output in (Output.JSON, Output.YAML):
             print_data(view.plan.as_json(), output)
         else:
             _print(view)
-        if isinstance(view.plan.verdict, Unsafe):
+        # Failing calls of webhooks are what their rotation mends: it is not refused for them.
+        if isinstance(view.plan.verdict, Unsafe) and view.plan.kind != "webhooks":
             return Exit.GATE_REFUSED
         return Exit.CHANGES_PENDING if view.plan.pending else Exit.OK
 
@@ -51,6 +55,8 @@ def _print(view: DomainView) -> None:
     back = under_way is not None and under_way.direction == "back"
     title = f"Plan of {what} of trust domain {view.domain.name}{turned}"
     print_plan(title, view.plan, view.observation, view.certificates, back=back)
+    for remark in view.remarks:
+        stdout().print(remark, highlight=False, soft_wrap=True)
 
 
 def print_plan(
@@ -60,10 +66,11 @@ def print_plan(
     console = stdout()
     peers = observation.peers
     console.print(title)
-    console.print(
-        f"{len(peers)} live proxies, {len({peer.owner for peer in peers})} workloads, "
-        f"{len(observation.clusters)} cluster(s)"
-    )
+    owners, clusters = len({peer.owner for peer in peers}), len(observation.clusters)
+    if planned.kind == "webhooks":
+        console.print(f"{clusters} webhooks, served by {len(peers)} processes of {owners} workloads")
+    else:
+        console.print(f"{len(peers)} live proxies, {owners} workloads, {clusters} cluster(s)")
     print_verdict(planned.verdict)
     for label, roots in (("away from", planned.old), ("to", planned.stays)):
         for root in sorted(roots):

@@ -42,7 +42,7 @@ def rotate(
     ----------
     what
         root, or anchor as Linkerd says: the trust anchor and the issuer. intermediate (Istio) or issuer (Linkerd): the
-        issuer alone, under the present root.
+        issuer alone, under the present root. webhooks (Linkerd): the serving certificates of what the API server calls.
     rotation
         Id of the rotation. An unfinished one is gone on with; a new one is named after today (UTC) by default.
     signed_chain
@@ -174,7 +174,7 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
             ("phases", ", ".join(f"{phase.name} {phase.seconds:.1f} s" for phase in outcome.phases)),
             ("roots before", ", ".join(root[:16] for root in outcome.roots_before)),
             ("roots after", ", ".join(root[:16] for root in outcome.roots_after)),
-            ("live proxies", str(outcome.peers)),
+            ("serving processes" if outcome.kind == "webhooks" else "live proxies", str(outcome.peers)),
             _turned_away(outcome, back=back),
             ("API requests", str(outcome.api_requests)),
             ("evidence", f"capstan evidence verify {outcome.evidence}"),
@@ -184,6 +184,9 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
 
 
 def _turned_away(outcome: Outcome, *, back: bool) -> tuple[str, str]:
+    if outcome.kind == "webhooks":
+        which = "new certificates" if back else "old certificates"
+        return which, "in no caBundle, and served by nobody" if outcome.completed else "still in use"
     if outcome.kind == "issuer":
         which = "new issuer" if back else "old issuer"
         return which, "signs no more; whoever trusts the root trusts it until it ends"

@@ -11,8 +11,8 @@ from rich.text import Text
 from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed, whose
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
-from capstan.trust.gates import GateResult, may_enter
-from capstan.trust.phase import Phase, Progress, progress
+from capstan.trust.gates import GateResult
+from capstan.trust.phase import Phase, Progress
 
 if TYPE_CHECKING:
     from capstan.cluster.record import RotationRecord
@@ -45,13 +45,9 @@ def status(
             steps: tuple[Progress, ...] = ()
         else:
             phases = (Phase.TRUST, Phase.ISSUE, Phase.DISTRUST)
-            steps = tuple(progress(view.observation, phase, view.plan.old, view.plan.stays) for phase in phases)
+            steps = tuple(view.aim.progress(view.observation, phase) for phase in phases)
             following = _NEXT.get(view.plan.phase)
-            gate = (
-                may_enter(following, view.observation, view.plan.old, view.plan.stays, datetime.now(UTC))
-                if following
-                else None
-            )
+            gate = view.aim.may_enter(following, view.observation, datetime.now(UTC)) if following else None
         if output in (Output.JSON, Output.YAML):
             print_data(_as_data(view, steps, gate), output)
         else:

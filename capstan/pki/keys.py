@@ -138,6 +138,10 @@ class PrivateKey:
         """
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
+    def pkcs8_pem(self) -> bytes:
+        """The key itself, unencrypted, as PKCS#8 (`PRIVATE KEY`): what servers in Rust read. Ends with a newline."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
     def sealed_pem(self, passphrase: str) -> bytes:
         """The key encrypted under a passphrase: PKCS#8 (`ENCRYPTED PRIVATE KEY`, RFC 5958), which OpenSSL reads too."""
         sealing = BestAvailableEncryption(passphrase.encode())

@@ -1,6 +1,6 @@
 """Serving certificates of webhooks: self-signed, for one DNS name, as Linkerd's charts render them.
 
-The chart's `genSelfSignedCert` (Sprig) makes an end-entity certificate that is its own trust anchor; Go accepts a server
+The chart's `genSelfSignedCert` (Sprig) makes an end-entity certificate that is its own anchor; Go accepts a server's
 certificate that is itself among the roots, CA or not (crypto/x509 Verify). So no key exists that could sign another.
 """
 

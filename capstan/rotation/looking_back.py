@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING
 from capstan.cluster.record import RecordStore
 from capstan.errors import NotFound
 from capstan.pki.bundle import Bundle
-from capstan.rotation import material
+from capstan.rotation import hooks, material
 from capstan.rotation.session import OLD_ROOTS, plan_policy
 from capstan.rotation.turning import ROLLED_BACK, aim_of, before, minted_elsewhere
 from capstan.systems.base import observe_domain
 from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from capstan.cluster.record import RotationRecord
     from capstan.config import TrustDomain
     from capstan.pki.inspect import Certificate
+    from capstan.systems.base import TrustSystem
     from capstan.trust.observation import Observation
     from capstan.trust.plan import Plan
+    from capstan.vaults.base import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ def look_back(domain: TrustDomain, rotation: str | None = None) -> WayBack:
         if not record.new or record.outcome == ROLLED_BACK:
             return WayBack(record, None, None, {})
         vault = open_vault(domain.vault_url())
+        if record.kind == "webhooks":
+            return _of_webhooks(domain, record, vault, hooks.of_record(domain, clusters, record))
         retired = material.minted_before(
             vault, domain=domain.name, rotation=record.rotation_id, clusters=systems, root=minted_elsewhere(record)
         )
@@ -82,6 +86,17 @@ def look_back(domain: TrustDomain, rotation: str | None = None) -> WayBack:
     finally:
         for cluster in clusters.values():
             cluster.close()
+
+
+def _of_webhooks(
+    domain: TrustDomain, record: RotationRecord, vault: Vault, systems: Mapping[str, TrustSystem]
+) -> WayBack:
+    retired = hooks.minted_before(record.rotation_id, domain.name, vault, systems)
+    known = [*Bundle.parse(record.notes[OLD_ROOTS], "rotation record"), *retired.issuers.values()]
+    seen = observe_domain(tuple(systems.values()), known)
+    hooks.found_before(vault, seen, record, systems, datetime.now(UTC))
+    planned = aim_of(record, back=True).plan(seen, plan_policy(domain), back=True)
+    return WayBack(record, planned, seen, {each.fingerprint: each for each in known})
 
 
 def _last(stores: Iterable[RecordStore], rotation: str | None) -> RotationRecord:

@@ -22,7 +22,10 @@ def note_look(rotation: Rotation, seen: Observation) -> None:
     """
     if rotation.target is None and rotation.resumed:
         return
-    counts = _counts(seen, rotation.target.root.fingerprint if rotation.target else "")
+    if rotation.kind == "webhooks":
+        counts = _hook_counts(seen, frozenset(c.fingerprint for c in rotation.known_new()))
+    else:
+        counts = _counts(seen, rotation.target.root.fingerprint if rotation.target else "")
     entries = rotation.evidence.entries
     last = next((entry for entry in reversed(entries) if entry.kind == LOOK), None)
     if last is not None and entries:
@@ -41,6 +44,17 @@ def _counts(seen: Observation, new: str) -> dict[str, int]:
         "trust": sum(1 for peer in peers if peer.trusts is not None and new in peer.trusts),
         "present": sum(1 for peer in peers if peer.leaf is not None and new in peer.leaf.anchors),
         "only": sum(1 for peer in peers if peer.trusts == frozenset({new})),
+    }
+
+
+def _hook_counts(seen: Observation, new: frozenset[str]) -> dict[str, int]:
+    """Of servers: for whom the API server trusts a new certificate, who serves one, for whom it trusts nothing else."""
+    peers = seen.peers
+    return {
+        "peers": len(peers),
+        "trust": sum(1 for peer in peers if peer.trusts and peer.trusts & new),
+        "present": sum(1 for peer in peers if peer.leaf is not None and peer.leaf.fingerprint in new),
+        "only": sum(1 for peer in peers if peer.trusts and peer.trusts <= new),
     }
 
 

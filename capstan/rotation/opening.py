@@ -15,11 +15,13 @@ from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, St
 from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
+from capstan.rotation import hooks
 from capstan.rotation.accounts import EVIDENCE_HEAD, moved, open_account
 from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
 from capstan.rotation.material import tags_of
 from capstan.rotation.session import OLD_ROOTS, Rotation
 from capstan.systems.base import KeepsTags, observe_domain
+from capstan.systems.rights import require_rights
 from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def open_rotation(
         kind: What is to be rotated; None for whatever there is, and for a new one the roots.
 
     Raises:
+        Denied: A right that it needs is missing in a cluster; names each, before anything is written.
         LockHeld: Another run holds a cluster's Lease, or has claimed the rotation.
         InvalidInput: Another rotation is unfinished, or the clusters' records disagree.
     """
@@ -66,6 +69,8 @@ def open_rotation(
         for cluster in clusters.values():
             held.callback(cluster.close)
         owner = claimant or Unclaimed()
+        for cluster in clusters.values():
+            _require_rights(domain, cluster, kind)
         locks = {
             name: held.enter_context(locked(cluster, domain.name, owner, now)) for name, cluster in clusters.items()
         }
@@ -74,6 +79,8 @@ def open_rotation(
             record, resumed = begin_record(
                 domain, rotation, systems, stores, now, owner, take_over=take_over, kind=kind
             )
+            if record.kind == "webhooks":
+                systems = hooks.of_record(domain, clusters, record)
         for system in systems.values():
             if isinstance(system, KeepsTags):
                 system.tag(tags_of(domain.name, record.rotation_id))
@@ -119,6 +126,13 @@ def open_rotation(
                 with contextlib.suppress(CapstanError):
                     session.remember(lambda record: record.model_copy(update={"claim": None}))
             raise
+
+
+def _require_rights(domain: TrustDomain, cluster: Cluster, kind: Kind | None) -> None:
+    """Before the lock is taken: what would be refused half-way is refused now, all of it at once."""
+    record = RecordStore(cluster, domain.name).load() if kind is None else None
+    which = kind or (record.kind if record else "anchor")
+    require_rights(cluster, domain.system, domain.control_plane_namespace, domain.name, which)
 
 
 _held_locks: set[LeaseLock] = set()
@@ -202,7 +216,7 @@ def begin_record(
             for store in stores.values():
                 store.update(lambda record: record.model_copy(update={"claim": claim}))
         return present, True
-    template = same[0] if same else _new_record(domain, name, systems, now, kind or "anchor")
+    template = same[0] if same else _new_record(domain, name, systems, stores, now, kind or "anchor")
     template = template.model_copy(update={"claim": claim})
     begun = [store.begin(template) for store in stores.values()]
     return begun[0], bool(same)
@@ -228,7 +242,12 @@ def require_alive(roots: Iterable[Certificate], domain: TrustDomain, now: dateti
 
 
 def _of_another_kind(record: RotationRecord, kind: Kind, where: str) -> InvalidInput:
-    said = {"anchor": "the roots", "issuer": "the issuers alone", "re-date": "the root's period of validity"}
+    said = {
+        "anchor": "the roots",
+        "issuer": "the issuers alone",
+        "re-date": "the root's period of validity",
+        "webhooks": "webhook certificates",
+    }
     return InvalidInput(
         "this rotation is of another kind", where=where,
         observed=f"rotation {record.rotation_id} of {said[record.kind]}"
@@ -243,8 +262,15 @@ def _same_run(one: Claim | None, other: Claim | None) -> bool:
 
 
 def _new_record(
-    domain: TrustDomain, name: str, systems: Mapping[str, TrustSystem], now: Callable[[], datetime], kind: Kind
+    domain: TrustDomain,
+    name: str,
+    systems: Mapping[str, TrustSystem],
+    stores: Mapping[str, RecordStore],
+    now: Callable[[], datetime],
+    kind: Kind,
 ) -> RotationRecord:
+    if kind == "webhooks":
+        return hooks.new_record(domain, name, {each: store.cluster for each, store in stores.items()}, now)
     observation = observe_domain(tuple(systems.values()), now=now)
     certificates: dict[str, Certificate] = {}
     for system in systems.values():

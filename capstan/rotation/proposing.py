@@ -66,6 +66,21 @@ _ISSUER_IRREVERSIBLE: Final = {
     "roll-back": "The approvals given so far end with this turn. The new issuers stay in the vault, and trusted under "
     "their root until they expire.",
 }
+_WEBHOOKS: Final = {
+    "trust": "Every caBundle gets the new serving certificate beside the old, so that the API server accepts either. "
+    "No server and no workload is restarted.",
+    "issue": "Every webhook's serving Secret gets the new pair. Servers read it by themselves; only the Deployment of "
+    "one that does not is restarted, and no workload.",
+    "distrust": "Every caBundle loses the old serving certificate, after every process was seen to serve the new one.",
+    "roll-back": "The rotation turns round: Secrets and caBundles go back to what they were, in the order that fails "
+    "no call of the API server.",
+}
+_WEBHOOKS_IRREVERSIBLE: Final = {
+    "trust": "Nothing: the old certificates are served and accepted as before.",
+    "issue": "Nothing: the old pairs are kept in the vault, and accepted until the caBundles are narrowed.",
+    "distrust": "Nothing, while the old pairs are in the vault and have not ended.",
+    "roll-back": "The approvals given so far end with this turn. The new pairs stay in the vault.",
+}
 _BY_RESTART: Final = " Workloads are restarted, so that none waits for its leaf to renew."
 _IRREVERSIBLE: Final = {
     "trust": "Nothing: the old root stays trusted and the old issuer goes on signing.",
@@ -130,7 +145,11 @@ def proposed(
     """
     steps = _steps(plan, gate)
     certificates = {certificate.fingerprint: certificate for certificate in known}
-    irreversible = {"issuer": _ISSUER_IRREVERSIBLE, "re-date": _REDATE_IRREVERSIBLE}.get(record.kind, _IRREVERSIBLE)
+    irreversible = {
+        "issuer": _ISSUER_IRREVERSIBLE,
+        "re-date": _REDATE_IRREVERSIBLE,
+        "webhooks": _WEBHOOKS_IRREVERSIBLE,
+    }.get(record.kind, _IRREVERSIBLE)
     return Proposal(
         domain=domain.name,
         system=domain.system.value,
@@ -147,7 +166,7 @@ def proposed(
         steps=steps,
         workloads=_workloads(plan, steps),
         irreversible=irreversible[gate],
-        bound=_bound(domain, gate, seen),
+        bound=_bound(domain, gate, seen) if record.kind != "webhooks" else _webhooks_bound(domain),
         way_back=_way_back(plan, gate),
         on_reject=_on_reject(domain.policy, gate),
         on_timeout=_ON_TIMEOUT,
@@ -166,7 +185,7 @@ def _judged_as_roots(plan: Plan) -> Judge:
 
 def _meaning(domain: TrustDomain, record: RotationRecord, gate: Gate) -> str:
     by_system = _MEANING if domain.system is System.LINKERD else _ISTIO
-    said = {"issuer": _ISSUER, "re-date": _REDATE}.get(record.kind, by_system)[gate]
+    said = {"issuer": _ISSUER, "re-date": _REDATE, "webhooks": _WEBHOOKS}.get(record.kind, by_system)[gate]
     if domain.system is System.LINKERD or record.kind == "re-date":
         return said
     return said + _BY_RESTART if domain.policy.leaf_renewal == "restart" else said
@@ -218,6 +237,11 @@ def _bound(domain: TrustDomain, gate: Gate, seen: Observation) -> str:
     if gate == "issue":
         return f"It waits until every live leaf is of the new issuer; {leaves}."
     return f"Restarts take at most {restart} each; {leaves}."
+
+
+def _webhooks_bound(domain: TrustDomain) -> str:
+    reload, restart = _duration(domain.policy.webhook_reload), _duration(domain.policy.restart_deadline)
+    return f"A server has {reload} to serve what its Secret holds, and is restarted else; each gate waits {restart}."
 
 
 def _way_back(plan: Plan, gate: Gate) -> str:

@@ -105,6 +105,8 @@ def _end(rotation: Rotation) -> dict[str, Any]:
         kept = {
             name: issuer.fingerprint for name, issuer in (rotation.target.issuers if rotation.target else {}).items()
         }
+        if rotation.kind == "webhooks":
+            return {"serving": kept}
         return {"roots": sorted(rotation.stays.fingerprints), "issuers": kept}
     if rotation.direction == "forward":
         return {"root": rotation.new_root.fingerprint, "retired": sorted(rotation.old.fingerprints)}

@@ -19,6 +19,7 @@ from capstan.errors import InvalidInput, NotFound
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
 from capstan.rotation.accounts import EVIDENCE_HEAD
+from capstan.rotation.hook_notes import hook_aim
 from capstan.rotation.looks import note_look
 from capstan.systems.base import observe_domain
 from capstan.trust.aim import Aim, IssuerAim, RootAim
@@ -74,7 +75,8 @@ class Outcome:
         api_requests: Requests this run sent to all API servers.
         evidence: Path of the account.
         direction: `forward`, or `back` for a roll-back.
-        kind: `anchor`; or `issuer`, where the roots stayed: they are both before and after.
+        kind: `anchor`; `issuer`, where the roots stayed: they are both before and after; or `webhooks`, where `roots`
+            are what caBundles hold, `issuers` what Secrets hold, and `peers` the processes that serve.
         issuers_after: Fingerprints of the issuers that the clusters are configured to sign with now.
     """
 
@@ -143,6 +145,7 @@ class Rotation:
         self._phases: list[PhaseTime] = []
         self._last: Observation | None = None
         self._original: Bundle | None = None
+        self._begun: RotationRecord | None = None
 
     @property
     def api_requests(self) -> int:
@@ -229,6 +232,11 @@ class Rotation:
         if self.kind == "anchor":
             return RootAim(self.old.fingerprints, self.new)
         minted = self.target if self.direction == "forward" else self.retired
+        if self.kind == "webhooks":
+            self._begun = self._begun or self.record()
+            made = {name: each.fingerprint for name, each in minted.issuers.items()} if minted else None
+            # What a record says of its beginning never changes; what was minted it may have learned since.
+            return hook_aim(self._begun if made else self.record(), back=self.direction == "back", new=made)
         new = {c: i.fingerprint for c, i in minted.issuers.items()} if minted else dict(self.record().issuers)
         if self.kind == "re-date":
             before = self.issuers_before
@@ -273,6 +281,10 @@ class Rotation:
             if side is not None:
                 yield side.root
                 yield from side.issuers.values()
+
+    def known_new(self) -> Iterable[Certificate]:
+        """Of a rotation of webhooks: the certificates that are to be served in the end."""
+        return self.target.issuers.values() if self.target is not None else ()
 
     def observe(self) -> Observation:
         """Read all clusters now."""

@@ -15,8 +15,9 @@ from capstan.evidence import signer_from_vault
 from capstan.pki.inspect import Certificate
 from capstan.pki.verify import verify_issuer
 from capstan.progress import watcher
-from capstan.rotation import material
+from capstan.rotation import hooks, material
 from capstan.rotation.accounts import open_account, reopened
+from capstan.rotation.hook_notes import hook_aim
 from capstan.rotation.session import NEW_ROOT
 from capstan.trust.aim import IssuerAim, RootAim
 from capstan.trust.redating import RedateAim
@@ -58,6 +59,8 @@ def aim_of(record: RotationRecord, *, back: bool | None = None) -> Aim:
         back: Ask for the way back; None asks for the direction that the record has.
     """
     going_back = record.direction == "back" if back is None else back
+    if record.kind == "webhooks":
+        return hook_aim(record, back=going_back)
     if record.kind == "issuer":
         pair = (record.issuers_before, record.issuers)
         return IssuerAim(pair[1] or pair[0], pair[0]) if going_back else IssuerAim(*pair)
@@ -122,6 +125,12 @@ def recall(rotation: Rotation) -> None:
         if not record.new:
             return  # it minted nothing that it knew of, so nothing of it can be in a cluster
         watcher().step("recall what there was before", rotation.vault.url)
+        if rotation.kind == "webhooks":
+            domain, systems = rotation.domain.name, rotation.systems
+            rotation.retired = hooks.minted_before(rotation.id, domain, rotation.vault, systems)
+            rotation.target = hooks.found_before(rotation.vault, rotation.observe(), record, systems, rotation.now())
+            rotation.acted()
+            return
         rotation.retired = material.minted_before(
             rotation.vault,
             domain=rotation.domain.name,

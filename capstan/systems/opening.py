@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from capstan.cluster.client import Cluster
 from capstan.config import System
+from capstan.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from capstan.config import ClusterRef, TrustDomain
     from capstan.systems.base import TrustSystem
+    from capstan.systems.linkerd.webhooks import LinkerdWebhook
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -42,6 +44,25 @@ def open_systems(domain: TrustDomain) -> tuple[dict[str, Cluster], Mapping[str, 
     return clusters, {
         reference.name: _adapter(domain, reference, clusters[reference.name]) for reference in domain.clusters
     }
+
+
+def open_webhooks(domain: TrustDomain, clusters: Mapping[str, Cluster]) -> Mapping[str, LinkerdWebhook]:
+    """Every webhook of Linkerd in these clusters, by `CLUSTER/HOOK`.
+
+    Raises:
+        InvalidInput: The domain is no Linkerd's.
+        CapstanError: A cluster cannot be read.
+    """
+    from capstan.systems.linkerd.webhooks import installed
+
+    if domain.system is not System.LINKERD:
+        raise InvalidInput(
+            "only Linkerd's webhook certificates can be rotated", where=f"trust domain {domain.name}",
+            observed=f"trust system {domain.system.value}", expected="trust system linkerd",
+            next_command="capstan rotate --help",
+        )  # fmt: skip
+    found = (hook for cluster in clusters.values() for hook in installed(cluster, domain.control_plane_namespace))
+    return {hook.cluster_name: hook for hook in found}
 
 
 def _adapter(domain: TrustDomain, reference: ClusterRef, cluster: Cluster) -> TrustSystem:

@@ -55,7 +55,9 @@ class HookAim:
         """TRUST: caBundle verifies what is served now and what will be. ISSUE: every process serves the new one.
         DISTRUST: caBundle holds nothing else. What could not be read counts as not there."""
         total = len(seen.peers)
-        unminted = tuple(f"{hook.name}: no new certificate is minted" for hook in seen.clusters if not self._minted(hook))
+        unminted = tuple(
+            f"{hook.name}: no new certificate is minted" for hook in seen.clusters if not self._minted(hook)
+        )
         if unminted or phase is Phase.PREPARE:
             return Progress(phase, 0 if unminted else total, total, unminted)
         waiting: list[str] = []

@@ -131,8 +131,14 @@ class HookReading:
         return f"{self.hook.service}.{self.namespace}.svc"
 
 
-def read_hook(cluster: Cluster, hook: Hook, namespace: str, pods: Iterable[Object], *, timeout: float) -> HookReading:
-    """Read one server. What cannot be read is a problem, no exception."""
+def read_hook(
+    cluster: Cluster, hook: Hook, namespace: str, pods: Iterable[Object], *, timeout: float, unready: bool = False
+) -> HookReading:
+    """Read one server. What cannot be read is a problem, no exception.
+
+    Args:
+        unready: Ask every process that runs, not only those that the API server may be sent to now.
+    """
     problems: list[str] = []
     configuration = _find(cluster, hook.resource, hook.configuration, "", problems)
     # The older names are asked for only where there is something that uses them: each needs a right of its own.
@@ -154,7 +160,11 @@ def read_hook(cluster: Cluster, hook: Hook, namespace: str, pods: Iterable[Objec
     annotations = (secret or {"metadata": {}})["metadata"].get("annotations") or {}
     return HookReading(
         hook, namespace, anchors=anchors, chain=chain, renewed=CERT_MANAGER_ANNOTATION in annotations,
-        served=tuple(_served(cluster, hook, namespace, pod, timeout) for pod in pods if _serves(pod, hook, namespace)),
+        served=tuple(
+            _served(cluster, hook, namespace, pod, timeout)
+            for pod in pods
+            if _serves(pod, hook, namespace, unready=unready)
+        ),
         problems=tuple(dict.fromkeys(problems)), available=_unavailable(configuration, hook),
     )  # fmt: skip
 
@@ -215,8 +225,8 @@ def _chain(secret: Object, problems: list[str]) -> tuple[Certificate, ...]:
     return chain
 
 
-def _serves(pod: Object, hook: Hook, namespace: str) -> bool:
-    """Whether the API server may be sent to this pod: it is ready. Of others nobody asks anything."""
+def _serves(pod: Object, hook: Hook, namespace: str, *, unready: bool) -> bool:
+    """Whether the API server may be sent to this pod: it is ready, or (`unready`) may become so as it is."""
     metadata, (label, value) = pod["metadata"], hook.label
     return (
         metadata["namespace"] == namespace
@@ -224,8 +234,14 @@ def _serves(pod: Object, hook: Hook, namespace: str) -> bool:
         and "deletionTimestamp" not in metadata
         and not has_ended(pod)
         and any(item.get("name") == hook.container for item in pod["spec"].get("containers") or [])
-        and is_ready(pod)
+        and (is_ready(pod) or (unready and _runs(pod, hook.container)))
     )
+
+
+def _runs(pod: Object, container: str) -> bool:
+    """Whether the container's process is up: one that has not started has read no certificate yet."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any(item.get("name") == container and "running" in (item.get("state") or {}) for item in statuses)
 
 
 def _served(cluster: Cluster, hook: Hook, namespace: str, pod: Object, timeout: float) -> Served:
