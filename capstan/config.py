@@ -7,6 +7,7 @@ API. They hold references only; no key material ever enters a parameter (Prefect
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from datetime import timedelta
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from capstan.errors import InvalidInput
 from capstan.pki.keys import KeyAlgorithm
 from capstan.window import MaintenanceWindow, TimeZone
 
@@ -44,6 +46,43 @@ def home() -> Path:
         return Path(explicit)
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "capstan"
+
+
+def request_timeout() -> float:
+    """Seconds that one request to an API server may take: `$CAPSTAN_REQUEST_TIMEOUT`, else 30.
+
+    Raises:
+        InvalidInput: The variable is no number above zero.
+    """
+    return _seconds("CAPSTAN_REQUEST_TIMEOUT", 30.0, least=0.1)
+
+
+def retry_for() -> float:
+    """Seconds for which a step is tried again on a fault that may pass: `$CAPSTAN_RETRY_FOR`, else 68.
+
+    By default that outlasts an API server's restart and a Lease's hand-over. A deployed run then leaves its process
+    and comes back later; any other ends with the fault, to be run again.
+
+    Raises:
+        InvalidInput: The variable is no number, or below zero.
+    """
+    return _seconds("CAPSTAN_RETRY_FOR", 68.0, least=0.0)
+
+
+def _seconds(variable: str, default: float, *, least: float) -> float:
+    text = os.environ.get(variable, "")
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise InvalidInput(
+            "an environment variable cannot be used", where=f"${variable}", observed=repr(text),
+            expected=f"seconds, at least {least:g}", next_command=f"unset {variable}, or set it to seconds",
+        )  # fmt: skip
+    return value
 
 
 class System(StrEnum):

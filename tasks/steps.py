@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
+from capstan.config import retry_for
 from capstan.errors import Retryable
 from capstan.rotation import (
     Rotation,
@@ -25,6 +26,7 @@ from capstan.rotation import (
     preparing,
     proving,
     redating,
+    replacing,
     turning,
     waiting,
 )
@@ -32,14 +34,14 @@ from capstan.rotation import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Seconds before each further try. Together they outlast an API server's restart and a Lease's hand-over.
+# Seconds before each further try, as far as `capstan.config.retry_for` goes.
 RETRY_DELAYS = [1.0, 2.0, 5.0, 10.0, 20.0, 30.0]
 
 
-def _may_succeed_later(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Prefect asks this before each retry: only errors that say so of themselves are worth one."""
+def _may_succeed_later(_task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Prefect asks this before each retry: only errors that say so of themselves are worth one, for a while."""
     outcome = state.result(raise_on_failure=False)
-    return isinstance(outcome, Retryable)
+    return isinstance(outcome, Retryable) and sum(RETRY_DELAYS[: run.run_count]) <= retry_for()
 
 
 def _saying_where(name: str) -> Callable[..., str]:
@@ -106,6 +108,15 @@ settle_ca_bundle = _step("let API servers learn of it")(hooks.settle)
 switch_serving = _step("serving Secret := new")(hooks.switch)
 reload_serving = _step("wait until every replica serves it")(hooks.reload)
 narrow_ca_bundle = _step("caBundle := new")(hooks.narrow)
+
+diagnose_expired = _step("what has expired?")(replacing.diagnose)
+mint_replacement = _step("mint what takes its place into the vault")(replacing.mint)
+settle_roots = _step("which roots stay?")(replacing.settle)
+replace_roots = _step("bundle := roots that live")(replacing.replace_roots)
+replace_issuer = _step("issuer := one that lives")(replacing.replace_issuer)
+restart_dead_control_plane = _step("restart the dead control plane")(replacing.restart_control_plane)
+restart_dead_data_plane = _step("restart dead workloads")(replacing.restart_data_plane)
+account_for_outage = _step("say how long it lasted")(replacing.account_for_outage)
 
 widen_bundle = _step("bundle := old + new")(changing.widen_bundle)
 narrow_bundle = _step("bundle := new")(changing.narrow_bundle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 
 from capstan.config import ClusterRef, PluginCa, RotationPolicy, System, TrustDomain
 from capstan.errors import InvalidInput
+
+_RESTARTS: timedelta = RotationPolicy.model_fields["restart_deadline"].default
 
 
 @Parameter(name="*")
@@ -42,6 +45,9 @@ class DomainOptions:
 
     leaf_renewal: Literal["await", "restart"] = "await"
     """Istio: leaves renew by themselves within their life (await), or by rolling restarts (restart)."""
+
+    restart_deadline: timedelta = _RESTARTS
+    """Longest time that all restarts of one step may take together, and that a gate waits for processes: 30m, 2h."""
 
     offline_root: Annotated[bool, Parameter(negative=())] = False
     """The root's key is kept on a machine without network: each issuer's request is signed there (capstan sign)."""
@@ -141,7 +147,11 @@ class DomainOptions:
             ) from error
 
     def _policy(self) -> dict[str, Any]:
-        return {"leaf_renewal": self.leaf_renewal, "offline_root": self.offline_root}
+        return {
+            "leaf_renewal": self.leaf_renewal,
+            "restart_deadline": self.restart_deadline,
+            "offline_root": self.offline_root,
+        }
 
     def _plugin_ca(self, cluster_id: str) -> PluginCa:
         return PluginCa(

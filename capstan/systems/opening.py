@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capstan.cluster.client import Cluster
-from capstan.config import System
+from capstan.config import System, request_timeout
 from capstan.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,13 +23,14 @@ def connect(reference: ClusterRef) -> Cluster:
     """The cluster's API; without kubeconfig and context, in a pod, the one the pod runs in.
 
     Raises:
-        InvalidInput: The kubeconfig cannot be used.
+        InvalidInput: The kubeconfig, or `$CAPSTAN_REQUEST_TIMEOUT`, cannot be used.
     """
     bare = reference.kubeconfig is None and reference.context is None
     return Cluster.connect(
         kubeconfig=reference.kubeconfig,
         context=reference.context,
         name=reference.name,
+        timeout=request_timeout(),
         in_cluster=bare and _SERVICE_ACCOUNT.exists() and not (Path.home() / ".kube" / "config").exists(),
     )
 

@@ -59,19 +59,23 @@ class Rotations:
         assert len(self.old) == 1, "the lab does not begin with one root"
         self.lab.reset_prober()
 
-    def run(self, *more: str, die_at: str = "", approve: str = "auto", rotation: str = "") -> Ran:
-        """`capstan rotate`, of this rotation unless another one is named."""
-        return self._run("rotate", *more, die_at=die_at, approve=approve, rotation=rotation)
+    def run(self, *more: str, die_at: str = "", approve: str = "auto", rotation: str = "", **how: Any) -> Ran:
+        """`capstan rotate`, of this rotation unless another one is named.
 
-    def roll_back(self, *more: str, die_at: str = "", approve: str = "auto") -> Ran:
+        Args:
+            how: As `Runner.run`.
+        """
+        return self._run("rotate", *more, die_at=die_at, approve=approve, rotation=rotation, **how)
+
+    def roll_back(self, *more: str, die_at: str = "", approve: str = "auto", **how: Any) -> Ran:
         """`capstan rollback`."""
-        return self._run("rollback", *more, die_at=die_at, approve=approve)
+        return self._run("rollback", *more, die_at=die_at, approve=approve, **how)
 
-    def _run(self, command: str, *more: str, die_at: str, approve: str, rotation: str = "") -> Ran:
+    def _run(self, command: str, *more: str, die_at: str, approve: str, rotation: str = "", **how: Any) -> Ran:
         named = ("--rotation", rotation or self.rotation)
         return self.runner.run(
             *(command, *self.options, *named, "--approve", approve, "-o", "json", *more),
-            home=self.home, kubeconfig=self.lab.kubeconfig, die_at=die_at,
+            home=self.home, kubeconfig=self.lab.kubeconfig, die_at=die_at, **how,
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:

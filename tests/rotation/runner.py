@@ -17,7 +17,12 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Call = tuple[str, str] | tuple[str, str, Any] | tuple[str, str, Any, str]
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +73,14 @@ class Runner:
         self._log.close()
 
     def run(
-        self, *arguments: str | Path, home: Path, kubeconfig: Path | None = None, die_at: str = "", seconds: float = 600
+        self,
+        *arguments: str | Path,
+        home: Path,
+        kubeconfig: Path | None = None,
+        die_at: str = "",
+        seconds: float = 600,
+        call_at: Mapping[str, Sequence[Call]] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Ran:
         """One run of `capstan ARGUMENTS`, to its end.
 
@@ -77,12 +89,17 @@ class Runner:
             kubeconfig: Its KUBECONFIG.
             die_at: The point at which it is to be killed.
             seconds: After which it is interrupted, which fails whoever expects anything of it.
+            call_at: Requests that the administrator makes as soon as it comes to a point, before it goes on: method,
+                path (or a whole URL), body, content type. Each point's are made once.
+            environment: Variables of this run alone.
         """
         self._count += 1
         files = self.directory / f"run-{self._count}"
         request = {
             "arguments": [str(argument) for argument in arguments], "home": str(home), "die_at": die_at,
             "kubeconfig": str(kubeconfig or ""), "files": str(files), "seconds": seconds,
+            "call_at": {point: list(calls) for point, calls in (call_at or {}).items()},
+            "environment": dict(environment or {}),
         }  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -138,8 +155,6 @@ def become(request: dict[str, Any]) -> None:
     """Turn this fork into a run of the command line."""
     import re
 
-    from kubernetes import config
-
     from capstan.cli import main
     from tests.rotation.points import Watch
 
@@ -148,6 +163,7 @@ def become(request: dict[str, Any]) -> None:
         os.dup2(file, descriptor)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
+    os.environ.update(request["environment"])
     os.environ["CAPSTAN_HOME"] = request["home"]
     if request["kubeconfig"]:
         os.environ["KUBECONFIG"] = request["kubeconfig"]
@@ -156,16 +172,15 @@ def become(request: dict[str, Any]) -> None:
 
     def die(point: str) -> bool:
         write(points, f"{point}\n".encode())
+        for call in request["call_at"].pop(point, ()):
+            as_administrator(request["kubeconfig"], *call)
         return point == request["die_at"]
 
     def arm(method: str, target: str, after: bool) -> None:
         # The API server kills us: once the write is committed and not yet answered, or instead of doing it.
         action = {"kill": os.getpid(), "when": "after"} if after else {"kill": os.getpid(), "drop": "before"}
         rule = {"method": method, "path": f"^{re.escape(target)}$", "userAgent": "capstan", "action": action}
-        with config.new_client_from_config(request["kubeconfig"]) as api:
-            url = f"{api.configuration.host}/lab/faults"
-            answer = api.call_api("POST", url, {"Content-Type": "application/json"}, rule)
-            assert answer.status == 201, answer.status
+        as_administrator(request["kubeconfig"], "POST", "/lab/faults", rule)
 
     Watch(request["home"], die, arm).start()
     sys.argv = ["capstan", *request["arguments"]]
@@ -175,6 +190,21 @@ def become(request: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+
+
+def as_administrator(
+    kubeconfig: str, method: str, path: str, body: Any = None, content_type: str = "application/json"
+) -> None:
+    """One request that must succeed, from within a run's process but not as the run."""
+    import httpx
+    from kubernetes import config
+
+    if path.startswith("http://"):
+        httpx.request(method, path, json=body, timeout=10.0).raise_for_status()
+        return
+    with config.new_client_from_config(kubeconfig) as api:
+        answer = api.call_api(method, f"{api.configuration.host}{path}", {"Content-Type": content_type}, body)
+        assert 200 <= answer.status <= 299, (answer.status, answer.read())
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ruamel.yaml import YAML
 
-from capstan.cluster.access import Right as Needed
 from capstan.cluster.client import Cluster
 from capstan.cluster.eviction import still_there, why_never
 from capstan.cluster.workloads import Owners, PodRef
 from capstan.config import ClusterRef, System, TrustDomain
 from capstan.errors import Throttled
 from capstan.rotation.expiry import WarnBefore
-from capstan.systems.rights import needed
+from capstan.systems import rights
 from flows.radar import look
 from infra.lab.apiserver.rbac import Attributes, Rule, rule_allows, singles, subject_is
 from infra.lab.apiserver.users import User
@@ -29,6 +28,7 @@ from tests.support.manifests import KUBERNETES, create, resources
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from capstan.cluster.access import Right as Needed
     from tests.rotation.rotations import Rotations
     from tests.support.labs import RunningLab
 
@@ -190,13 +190,13 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
         assert ran.data["completed"] is True
         assert rotations.live_roots() == set(ran.data["roots"]["after"])
     finally:
-        rights = lab.call("GET", "/lab/stats")["rights"]
+        used = lab.call("GET", "/lab/stats")["rights"]
         for path in odd:
             lab.call("DELETE", f"{path}?propagationPolicy=Background")  # a ReplicationController would leave its pod
         wait_for(lambda: not any(pod["pod"].startswith("odd-") for pod in lab.pods()), "the added workloads to go")
     # 3. It was refused nothing, and each right was the only one that permitted something it did.
     asked = {
-        account: [entry for entry in rights if entry["user"] == f"system:serviceaccount:capstan:{account}"]
+        account: [entry for entry in used if entry["user"] == f"system:serviceaccount:capstan:{account}"]
         for account in ("capstan-reader", "capstan-rotator")
     }
     denied = [entry for entry in asked["capstan-rotator"] if not entry["allowed"]]
@@ -210,7 +210,7 @@ def test_a_rotation_runs_with_exactly_these_roles_and_uses_every_right_in_them(
                 needed.add(granting[0])
     every = {right for found in held.values() for right in found}
     # 4. The list that `capstan check --rbac` asks for is what was used: nothing was asked for that is not in it.
-    listed = [need.right for need in needed(System.LINKERD, "linkerd", "linkerd")]
+    listed = [need.right for need in rights.needed(System.LINKERD, "linkerd", "linkerd")]
     unlisted = {
         f"{entry['verb']} {entry['resource']} {entry['namespace']}/{entry['name']}"
         for entry in asked["capstan-rotator"]
