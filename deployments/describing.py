@@ -78,6 +78,21 @@ def enable(about: About) -> str:
     )
 
 
+def expired(about: About) -> str:
+    """Of the replacement of what has expired."""
+    return _page(
+        about,
+        f"Replaces what has expired in trust domain **{about.domain.name}** ({_clusters(about.domain)}): its anchor, "
+        "its issuers, or leaves that nobody renewed. Downtime is unavoidable, and happens already: everything is "
+        "written at once, and whoever is without an identity is started anew. Refused while nothing has expired.",
+        "- **Begins** when a person starts it; it has no schedule, and waits for no maintenance window. It takes the "
+        "place of a rotation that is stuck because something expired before it ended.",
+        f"- **Asks** once, and says what is down since when. {_who(about.domain)}",
+        *_keys(about.domain),
+        "- **Back**: there is no way back once it has begun; what there was before has expired.",
+    )
+
+
 def roll_back(about: About) -> str:
     """Of the way back."""
     return _page(

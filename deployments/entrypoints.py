@@ -23,6 +23,8 @@ class Flows:
         intermediate_name: Its name in Prefect.
         redate: Gives a self-signed root a new end.
         enable: Gives a mesh its CA in the first place.
+        expired: Replaces what has expired.
+        expired_name: Its name in Prefect.
     """
 
     root: str
@@ -32,6 +34,8 @@ class Flows:
     intermediate_name: str
     redate: str = ""
     enable: str = ""
+    expired: str = ""
+    expired_name: str = ""
 
 
 FLOWS: Final = {
@@ -41,6 +45,8 @@ FLOWS: Final = {
         roll_back="flows.linkerd.roll_back",
         intermediate="flows.linkerd.rotate_issuer",
         intermediate_name="linkerd-issuer",
+        expired="flows.linkerd_expired.replace_expired",
+        expired_name="linkerd-expired",
     ),
     System.ISTIO: Flows(
         "flows.istio.rotate_root",

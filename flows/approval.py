@@ -15,6 +15,7 @@ from capstan.errors import ApprovalRejected
 from capstan.evidence.story import ASKED
 from capstan.rotation import Rotation
 from capstan.rotation.proposing import propose
+from capstan.rotation.proposing_expired import propose_replacement
 from capstan.trust.phase import Phase
 from capstan.trust.plan import Plan
 
@@ -68,6 +69,20 @@ def redate_approved(rotation: Rotation) -> None:
     def proposed() -> tuple[Proposal, bool]:
         plan = rotation.plan(rotation.recent())
         return propose(rotation, plan, "re-date"), plan.entered(Phase.TRUST)
+
+    _approved(rotation, proposed)
+
+
+def replacement_approved(rotation: Rotation) -> None:
+    """Return when what has expired may be replaced: asked once, whatever the policy's phases.
+
+    Raises:
+        As `approved`.
+    """
+
+    def proposed() -> tuple[Proposal, bool]:
+        plan = rotation.plan(rotation.recent())
+        return propose_replacement(rotation, plan), plan.entered(Phase.ISSUE)
 
     _approved(rotation, proposed)
 

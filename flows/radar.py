@@ -27,6 +27,8 @@ _RENEWS = {
     System.ISTIO: "istio-intermediate",
     System.AKS_ISTIO: "aks-istio-intermediate",
 }
+# Which one replaces what has ended already.
+_REPLACES = {System.LINKERD: "linkerd-expired"}
 _SHOWN = 5  # findings named in a notification; the artifact has all
 
 
@@ -44,7 +46,8 @@ def radar(domain: TrustDomain, warn_before: WarnBefore = WarnBefore()) -> Level:
     Raises:
         CapstanError: A cluster cannot be read.
     """
-    found = look(domain, warn_before, datetime.now(UTC))
+    now = datetime.now(UTC)
+    found = look(domain, warn_before, now)
     log = get_run_logger()
     for item in found:
         say = log.info if item.level.rank < Level.WARNING.rank else log.warning
@@ -58,7 +61,7 @@ def radar(domain: TrustDomain, warn_before: WarnBefore = WarnBefore()) -> Level:
             f"The most urgent level is **{level}**.",
         )
     if level.rank >= Level.WARNING.rank:
-        raise_event(EventName.EXPIRY, domain, None, _told(domain, found, level))
+        raise_event(EventName.EXPIRY, domain, None, _told(domain, found, level, now))
     return level
 
 
@@ -83,7 +86,7 @@ def look(domain: TrustDomain, warn_before: WarnBefore, now: datetime) -> tuple[F
     return findings(observation, certificates, checks, approver_policy(domain), warn_before, now)
 
 
-def _told(domain: TrustDomain, found: Sequence[Finding], level: Level) -> dict[str, object]:
+def _told(domain: TrustDomain, found: Sequence[Finding], level: Level, now: datetime) -> dict[str, object]:
     urgent = [item for item in found if item.level.rank >= Level.WARNING.rank]
     sentences = [_sentence(item) for item in urgent]
     more = f"; and {len(urgent) - _SHOWN} more" if len(urgent) > _SHOWN else ""
@@ -91,12 +94,19 @@ def _told(domain: TrustDomain, found: Sequence[Finding], level: Level) -> dict[s
         "message": f"{level}: {'; '.join(sentences[:_SHOWN])}{more}",
         "level": level.value,
         "findings": [{"level": item.level.value, "text": _sentence(item)} for item in urgent],
-        "next_command": f"capstan check; when it is to be rotated: launch {cure(domain, urgent)}/{domain.name}",
+        "next_command": f"capstan check; when it is to be rotated: launch {cure(domain, urgent, now)}/{domain.name}",
     }
 
 
-def cure(domain: TrustDomain, urgent: Sequence[Finding]) -> str:
-    """The flow that cures what is urgent: the issuer's own is enough where no root ends soon."""
+def cure(domain: TrustDomain, urgent: Sequence[Finding], now: datetime | None = None) -> str:
+    """The flow that cures what is urgent: the issuer's own is enough where no root ends soon.
+
+    Args:
+        now: Aware UTC; what has ended by then is replaced by a flow of its own, where the system has one.
+    """
+    certified = [item.ends for item in urgent if item.kind in ("root", "issuer", "leaf") and item.ends is not None]
+    if now is not None and domain.system in _REPLACES and any(end <= now for end in certified):
+        return _REPLACES[domain.system]
     kinds = {item.kind for item in urgent}
     return (_RENEWS if "issuer" in kinds and "root" not in kinds else _ROTATES)[domain.system]
 

@@ -30,7 +30,8 @@ def roll_back_when_approved(rotation: Rotation) -> None:
         Pause: The process is left; the run goes on later.
     """
     record = rotation.record()
-    if record.direction == "back" or not record.new:  # nothing was minted: there is no change to be asked about
+    unasked = record.direction == "back" or not record.new  # nothing was minted: there is no change to be asked about
+    if unasked or rotation.kind == "expired":  # what took the place of something expired cannot be taken back
         back(rotation)
         return
     steps.recall(rotation)

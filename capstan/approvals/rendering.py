@@ -114,7 +114,11 @@ def as_markdown(proposal: Proposal, request: str, until: datetime, notes: Sequen
 
 def title(proposal: Proposal) -> str:
     """One line that says what is asked."""
-    what = {"roll-back": "roll back", "re-date": "re-date the root by"}.get(proposal.gate)
+    what = {
+        "roll-back": "roll back",
+        "re-date": "re-date the root by",
+        "replace-expired": "replace what has expired by",
+    }.get(proposal.gate)
     what = what or f"begin phase {proposal.gate} of"
     back = " (on the way back)" if proposal.direction == "back" and proposal.gate != "roll-back" else ""
     of = " of" if proposal.gate == "roll-back" else ""

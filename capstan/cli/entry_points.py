@@ -10,8 +10,9 @@ from capstan.config import System
 from capstan.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from capstan.cluster.record import Kind
     from capstan.rotation import Outcome
     from capstan.rotation.enabling import Enabled
 
@@ -27,8 +28,12 @@ class What(StrEnum):
     """What Linkerd calls its root."""
     ISSUER = "issuer"
     """What Linkerd calls its intermediate."""
+    EXPIRED = "expired"
+    """Whatever of Linkerd's has expired: anchor, issuer or leaves. Downtime is unavoidable."""
     WEBHOOKS = "webhooks"
     """The serving certificates of Linkerd's webhooks; no root and no workload is concerned."""
+    REDATE = "re-date"
+    """The end of Istio's self-signed root: the same key and the same name, with another life."""
 
 
 MODULES: Final = {
@@ -37,16 +42,35 @@ MODULES: Final = {
     System.AKS_ISTIO: "flows.aks_istio",
 }
 WEBHOOKS_MODULE: Final = "flows.linkerd_webhooks"
+EXPIRED_MODULE: Final = "flows.linkerd_expired"
 _ROTATE: Final = {
     (System.LINKERD, What.ROOT): "rotate_trust_anchor",
     (System.LINKERD, What.ANCHOR): "rotate_trust_anchor",
     (System.LINKERD, What.ISSUER): "rotate_issuer",
     (System.LINKERD, What.WEBHOOKS): "rotate_webhooks",
+    (System.LINKERD, What.EXPIRED): "replace_expired",
     (System.ISTIO, What.ROOT): "rotate_root",
     (System.ISTIO, What.INTERMEDIATE): "rotate_intermediate",
+    (System.ISTIO, What.REDATE): "redate_root",
     (System.AKS_ISTIO, What.ROOT): "rotate_root",
     (System.AKS_ISTIO, What.INTERMEDIATE): "rotate_intermediate",
 }
+
+
+_KINDS: Final[Mapping[What, Kind]] = {
+    What.ROOT: "anchor",
+    What.ANCHOR: "anchor",
+    What.INTERMEDIATE: "issuer",
+    What.ISSUER: "issuer",
+    What.EXPIRED: "expired",
+    What.WEBHOOKS: "webhooks",
+    What.REDATE: "re-date",
+}
+
+
+def kind_of(what: What) -> Kind:
+    """What a rotation of it is called in its record."""
+    return _KINDS[what]
 
 
 def require_rotation(system: System, what: What) -> None:
@@ -72,6 +96,8 @@ def rotation_flow(system: System, what: What) -> Callable[..., Outcome]:
     require_rotation(system, what)
     if what is What.WEBHOOKS:
         return _flow_of(WEBHOOKS_MODULE, _ROTATE[system, what])
+    if what is What.EXPIRED:
+        return _flow_of(EXPIRED_MODULE, _ROTATE[system, what])
     return _flow(system, _ROTATE[system, what])
 
 

@@ -15,6 +15,7 @@ from capstan.cli.entry_points import What, require_rotation, rotation_flow
 from capstan.cli.interrupts import leaving_at_once
 from capstan.cli.live import Handshakes
 from capstan.cli.options import DomainOptions
+from capstan.cli.outages import print_outages
 from capstan.cli.output import Exit, Output, print_data, print_table
 from capstan.config import TrustDomain
 from capstan.errors import InvalidInput
@@ -43,6 +44,7 @@ def rotate(
     what
         root, or anchor as Linkerd says: the trust anchor and the issuer. intermediate (Istio) or issuer (Linkerd): the
         issuer alone, under the present root. webhooks (Linkerd): the serving certificates of what the API server calls.
+        expired (Linkerd): whatever has expired, anchor or issuer or leaves, at once and with the downtime there is.
     rotation
         Id of the rotation. An unfinished one is gone on with; a new one is named after today (UTC) by default.
     signed_chain
@@ -162,6 +164,7 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
                 "evidence": outcome.evidence,
                 "kind": outcome.kind,
                 "issuers": list(outcome.issuers_after),
+                **({"outages": [each.as_json() for each in outcome.outages]} if outcome.kind == "expired" else {}),
             },
             output,
         )
@@ -181,6 +184,7 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
         ],
         upper=False,
     )
+    print_outages(outcome.outages)
 
 
 def _turned_away(outcome: Outcome, *, back: bool) -> tuple[str, str]:
@@ -190,6 +194,10 @@ def _turned_away(outcome: Outcome, *, back: bool) -> tuple[str, str]:
     if outcome.kind == "issuer":
         which = "new issuer" if back else "old issuer"
         return which, "signs no more; whoever trusts the root trusts it until it ends"
+    if outcome.kind == "expired":
+        if back:
+            return "what has expired", "is still in place: nothing was changed"
+        return "what had expired", "trusted by nobody any more" if outcome.completed else "still in place"
     if outcome.kind == "re-date":
         return "key", "the one there was: each of the two dates verifies what the other has signed"
     return ("new root" if back else "old root"), _refused(outcome)

@@ -11,7 +11,7 @@ from capstan.errors import NotFound
 from capstan.pki.bundle import Bundle
 from capstan.rotation import hooks, material
 from capstan.rotation.session import OLD_ROOTS, plan_policy
-from capstan.rotation.turning import ROLLED_BACK, aim_of, before, minted_elsewhere
+from capstan.rotation.turning import ROLLED_BACK, aim_of, before, minted_elsewhere, require_unused
 from capstan.systems.base import observe_domain
 from capstan.vaults.opening import open_vault
 
@@ -63,6 +63,10 @@ def look_back(domain: TrustDomain, rotation: str | None = None) -> WayBack:
         stores = [RecordStore(cluster, domain.name) for cluster in clusters.values()]
         record = _last(stores, rotation)
         if not record.new or record.outcome == ROLLED_BACK:
+            return WayBack(record, None, None, {})
+        if record.kind == "expired":
+            if record.direction != "back":
+                require_unused(record, observe_domain(tuple(systems.values())), plan_policy(domain))
             return WayBack(record, None, None, {})
         vault = open_vault(domain.vault_url())
         if record.kind == "webhooks":

@@ -110,7 +110,7 @@ def request_signing(rotation: Rotation) -> tuple[Asked, ...]:
     with audited_step("request-signing"):
         present = present_issuers(rotation)
         if rotation.kind == "issuer":
-            signing_root_of(rotation, present)
+            signing_root_of(rotation.original, present)
         requests = {c: _request(rotation, c, issuer) for c, issuer in present.items()}
         texts = {_NOTE + cluster: request.pem() for cluster, request in requests.items()}
         kept = rotation.record().notes
@@ -158,7 +158,7 @@ def accept_signed(rotation: Rotation, asked: Sequence[Asked], text: str, where: 
         chains = {}
         for each in asked:
             chain = verified(
-                each, found, where, trusted=rotation.original, new=rotation.kind == "anchor", now=rotation.now()
+                each, found, where, trusted=rotation.original, new=rotation.takes_new_root, now=rotation.now()
             )
             _require_time(rotation, chain, where)
             chains[each.cluster] = chain

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 from capstan.audit import audited_step
 from capstan.cluster.lease import DURATION, LeaseLock
 from capstan.cluster.record import RecordStore, RotationRecord
+from capstan.config import System
 from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, StillRunning
 from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
-from capstan.rotation import hooks
+from capstan.rotation import expired, hooks
 from capstan.rotation.accounts import EVIDENCE_HEAD, moved, open_account
 from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
 from capstan.rotation.material import tags_of
+from capstan.rotation.naming import rotate_command
 from capstan.rotation.session import OLD_ROOTS, Rotation
 from capstan.systems.base import KeepsTags, observe_domain
 from capstan.systems.rights import require_rights
@@ -188,14 +190,19 @@ def begin_record(
     """The rotation's record, the same in every cluster and claimed; (record, whether it was there before)."""
     records = {name: record for name, store in stores.items() if (record := store.load()) is not None}
     unfinished = {name: record for name, record in records.items() if record.finished is None}
+    if kind == "expired" and any(record.kind != "expired" for record in unfinished.values()):
+        _supersede(domain, systems, stores, unfinished, now, owner, take_over=take_over)
+        return begin_record(domain, wanted, systems, stores, now, owner, take_over=take_over, kind=kind)
     ids = {record.rotation_id for record in unfinished.values()}
     if len(ids) > 1 or (wanted and ids and ids != {wanted}):
+        first = min(unfinished.values(), key=lambda record: record.rotation_id)
         raise InvalidInput(
             "another rotation of this trust domain is unfinished",
             where=", ".join(stores[name].where for name in unfinished),
             observed=", ".join(sorted(ids)),
             expected=f"none, or {wanted or 'one and the same'}",
-            next_command=f"finish it first: capstan rotate --domain {domain.name} --rotation {sorted(ids)[0]}",
+            next_command=f"finish it first: {rotate_command(domain.system, first.kind)} --domain {domain.name} "
+            f"--rotation {first.rotation_id}",
         )
     for name, record in unfinished.items():
         before = require_unclaimed(record, owner, now(), where=stores[name].where, take_over=take_over)
@@ -209,17 +216,49 @@ def begin_record(
     name = next(iter(ids), None) or wanted or next(iter(own), None) or today
     same = [record for record in records.values() if record.rotation_id == name]
     if same and kind is not None and same[0].kind != kind:
-        raise _of_another_kind(same[0], kind, ", ".join(store.where for store in stores.values()))
+        raise of_another_kind(same[0], kind, ", ".join(store.where for store in stores.values()))
     if len(same) == len(stores):
         present = same[0]
         if present.finished is None and not _same_run(present.claim, claim):
             for store in stores.values():
                 store.update(lambda record: record.model_copy(update={"claim": claim}))
         return present, True
-    template = same[0] if same else _new_record(domain, name, systems, stores, now, kind or "anchor")
+    template = same[0] if same else new_record(domain, name, systems, stores, now, kind or "anchor")
     template = template.model_copy(update={"claim": claim})
     begun = [store.begin(template) for store in stores.values()]
     return begun[0], bool(same)
+
+
+def _supersede(
+    domain: TrustDomain,
+    systems: Mapping[str, TrustSystem],
+    stores: Mapping[str, RecordStore],
+    unfinished: Mapping[str, RotationRecord],
+    now: Callable[[], datetime],
+    owner: Claimant,
+    *,
+    take_over: bool,
+) -> None:
+    """Close ordinary rotations that can go neither on nor back, because something expired before they ended.
+
+    Their gates wait for handshakes that cannot succeed. What they minted stays in the vault, and a root of theirs that
+    is trusted and lives is used.
+
+    Raises:
+        GateRefused: Nothing has expired: they can go on. LockHeld: Another run has claimed one.
+    """
+    for name, record in unfinished.items():
+        require_unclaimed(record, owner, now(), where=stores[name].where, take_over=take_over)
+    observation = observe_domain(tuple(systems.values()), now=now)
+    certificates = {f: c for system in systems.values() for f, c in system.certificates().items()}
+    expired.require_expired(domain, systems, observation, certificates, now())
+    at = now()
+    for name, record in unfinished.items():
+        if record.kind != "expired":
+            watcher().note(f"rotation {record.rotation_id} is given up: {expired.SUPERSEDED}")
+            stores[name].update(
+                lambda found: found.model_copy(update={"finished": at, "outcome": expired.SUPERSEDED, "claim": None})
+            )
 
 
 def require_alive(roots: Iterable[Certificate], domain: TrustDomain, now: datetime) -> None:
@@ -241,12 +280,14 @@ def require_alive(roots: Iterable[Certificate], domain: TrustDomain, now: dateti
         )  # fmt: skip
 
 
-def _of_another_kind(record: RotationRecord, kind: Kind, where: str) -> InvalidInput:
+def of_another_kind(record: RotationRecord, kind: Kind, where: str) -> InvalidInput:
+    """Whoever asks for a rotation of one kind does not mean one of another kind that is there already."""
     said = {
         "anchor": "the roots",
         "issuer": "the issuers alone",
         "re-date": "the root's period of validity",
         "webhooks": "webhook certificates",
+        "expired": "what had expired",
     }
     return InvalidInput(
         "this rotation is of another kind", where=where,
@@ -261,7 +302,7 @@ def _same_run(one: Claim | None, other: Claim | None) -> bool:
     return (one and one.run) == (other and other.run)
 
 
-def _new_record(
+def new_record(
     domain: TrustDomain,
     name: str,
     systems: Mapping[str, TrustSystem],
@@ -269,6 +310,12 @@ def _new_record(
     now: Callable[[], datetime],
     kind: Kind,
 ) -> RotationRecord:
+    """The record that a rotation begins with, from the domain as it is; nothing is written.
+
+    Raises:
+        GateRefused: A rotation of this kind cannot begin here.
+        CapstanError: A cluster cannot be read.
+    """
     if kind == "webhooks":
         return hooks.new_record(domain, name, {each: store.cluster for each, store in stores.items()}, now)
     observation = observe_domain(tuple(systems.values()), now=now)
@@ -285,6 +332,10 @@ def _new_record(
             expected="the mesh's present trust anchors",
             next_command="capstan check",
         )
+    if kind == "expired":
+        expired.require_expired(domain, systems, observation, certificates, now())
+    elif domain.system is System.LINKERD:
+        expired.require_nothing_expired(domain, observation, certificates, now())
     if kind == "re-date":
         require_alive((certificates[root] for root in old), domain, now())
     unread = [cluster.name for cluster in observation.clusters if cluster.issuer is None]

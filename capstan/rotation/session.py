@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from capstan.audit import audited_phase
@@ -21,15 +21,16 @@ from capstan.progress import watcher
 from capstan.rotation.accounts import EVIDENCE_HEAD
 from capstan.rotation.hook_notes import hook_aim
 from capstan.rotation.looks import note_look
+from capstan.rotation.naming import rotate_command
 from capstan.systems.base import observe_domain
 from capstan.trust.aim import Aim, IssuerAim, RootAim
+from capstan.trust.expired import ExpiredAim, Scope
 from capstan.trust.phase import Goal, Phase
 from capstan.trust.redating import RedateAim
 from capstan.trust.steps import LeafRenewal, Policy, StepKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from datetime import datetime
 
     from capstan.cluster.record import Kind, RecordStore, RotationRecord
     from capstan.config import TrustDomain
@@ -58,6 +59,40 @@ class PhaseTime:
 
     name: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """How long a workload was without a valid identity.
+
+    Attributes:
+        workload: `CLUSTER: deployment/web -n shop`.
+        since: When the first of its proxies lost it, aware UTC.
+        until: When all of them were seen to have one, aware UTC.
+    """
+
+    workload: str
+    since: datetime
+    until: datetime
+
+    @property
+    def seconds(self) -> float:
+        """How long, in seconds."""
+        return (self.until - self.since).total_seconds()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "workload": self.workload,
+            "since": self.since.isoformat(timespec="seconds"),
+            "until": self.until.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 1),
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Outage:
+        """As `as_json` has written it."""
+        return cls(str(raw["workload"]), datetime.fromisoformat(raw["since"]), datetime.fromisoformat(raw["until"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +128,7 @@ class Outcome:
     direction: Direction = "forward"
     kind: Kind = "anchor"
     issuers_after: tuple[str, ...] = ()
+    outages: tuple[Outage, ...] = ()
 
 
 class Rotation:
@@ -106,6 +142,9 @@ class Rotation:
         kind: What is rotated. Where it is not the roots, none of them goes: `old` is empty, `stays` what there was.
         issuers_before: Cluster -> fingerprint of the issuer it had when the rotation began.
         turn: As in the record.
+        scope: Of a replacement of what has expired: what is made anew; None until `replacing.diagnose`.
+        roots_after: Of such a one: the roots to be trusted in the end; None until `replacing.settle`.
+        outages: Of such a one: how long each workload was without an identity.
     """
 
     def __init__(
@@ -141,6 +180,9 @@ class Rotation:
         self.target: Target | None = None
         self.retired: Target | None = None
         self.old_root_refused: bool | None = None
+        self.scope: Scope | None = None
+        self.roots_after: Bundle | None = None
+        self.outages: tuple[Outage, ...] = ()
         self._requests = requests
         self._phases: list[PhaseTime] = []
         self._last: Observation | None = None
@@ -198,6 +240,8 @@ class Rotation:
         Raises:
             InvalidInput: The new one was not minted yet (a step was called before `mint`).
         """
+        if self.kind == "expired" and self.direction == "forward":
+            return self.roots_after or self.original
         anew = self.kind == "anchor" and self.direction == "forward"
         return Bundle.of(self.new_root) if anew else self.original
 
@@ -238,6 +282,9 @@ class Rotation:
             # What a record says of its beginning never changes; what was minted it may have learned since.
             return hook_aim(self._begun if made else self.record(), back=self.direction == "back", new=made)
         new = {c: i.fingerprint for c, i in minted.issuers.items()} if minted else dict(self.record().issuers)
+        if self.kind == "expired":
+            roots = self.roots_after.fingerprints if self.roots_after else frozenset[str]()
+            return ExpiredAim(self.issuers_before, new, self.original.fingerprints, roots)
         if self.kind == "re-date":
             before = self.issuers_before
             return RedateAim(before, new) if self.direction == "forward" else RedateAim(new or before, before)
@@ -262,7 +309,13 @@ class Rotation:
     @property
     def command(self) -> str:
         """What runs this again, for messages."""
-        return f"capstan {'rotate' if self.direction == 'forward' else 'rollback'} --rotation {self.id}"
+        forward = rotate_command(self.domain.system, self.kind)
+        return f"{forward if self.direction == 'forward' else 'capstan rollback'} --rotation {self.id}"
+
+    @property
+    def takes_new_root(self) -> bool:
+        """Whether new issuers are to be under a root that nobody trusts yet."""
+        return self.kind == "anchor" or (self.kind == "expired" and self.scope is Scope.ANCHOR)
 
     def required_target(self) -> Target:
         """What was minted.
@@ -406,6 +459,7 @@ class Rotation:
             evidence=str(self.evidence.path),
             kind=self.kind,
             issuers_after=tuple(sorted({c.issuer.fingerprint for c in last.clusters if c.issuer is not None})),
+            outages=self.outages,
         )
 
 

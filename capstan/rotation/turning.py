@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 from capstan.audit import audited_step
 from capstan.errors import GateRefused, InvalidInput, VerificationFailed
 from capstan.evidence import signer_from_vault
+from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
 from capstan.pki.verify import verify_issuer
 from capstan.progress import watcher
 from capstan.rotation import hooks, material
 from capstan.rotation.accounts import open_account, reopened
+from capstan.rotation.expired import ROOTS_AFTER, closed
 from capstan.rotation.hook_notes import hook_aim
-from capstan.rotation.session import NEW_ROOT
+from capstan.rotation.naming import rotate_command
+from capstan.rotation.session import NEW_ROOT, plan_policy
 from capstan.trust.aim import IssuerAim, RootAim
+from capstan.trust.expired import ExpiredAim
+from capstan.trust.phase import Phase
 from capstan.trust.redating import RedateAim
 
 if TYPE_CHECKING:
@@ -27,12 +32,12 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from capstan.cluster.record import Claim, RotationRecord
-    from capstan.pki.bundle import Bundle
     from capstan.rotation.material import Target
     from capstan.rotation.session import Direction, Rotation
     from capstan.trust.aim import Aim
     from capstan.trust.observation import Fingerprint, Observation
     from capstan.trust.phase import Goal
+    from capstan.trust.steps import Policy
     from capstan.vaults.base import Reference, Vault
 
 ROLLED_BACK = "rolled back"
@@ -61,6 +66,10 @@ def aim_of(record: RotationRecord, *, back: bool | None = None) -> Aim:
     going_back = record.direction == "back" if back is None else back
     if record.kind == "webhooks":
         return hook_aim(record, back=going_back)
+    if record.kind == "expired":
+        text = record.notes.get(ROOTS_AFTER)
+        roots = Bundle.parse(text, "rotation record").fingerprints if text else frozenset[str]()
+        return ExpiredAim(record.issuers_before, record.issuers, record.old, roots)
     if record.kind == "issuer":
         pair = (record.issuers_before, record.issuers)
         return IssuerAim(pair[1] or pair[0], pair[0]) if going_back else IssuerAim(*pair)
@@ -86,14 +95,14 @@ def face_forward(rotation: Rotation, *, again: bool = False) -> None:
         InvalidInput: It was rolled back to its end, or is on its way back and nobody said to turn it again.
     """
     with audited_step("face-forward"):
-        record = _settled(rotation)
+        record, forward = _settled(rotation), rotate_command(rotation.domain.system, rotation.kind)
         if record.finished and record.outcome == ROLLED_BACK:
             raise InvalidInput(
                 "this rotation was rolled back and is over",
                 where=f"rotation {rotation.id}",
                 observed=f"{record.outcome} at {record.finished:%Y-%m-%d %H:%M:%S} UTC",
                 expected="a rotation that goes on; the root it had minted is never used again",
-                next_command=f"capstan rotate --domain {rotation.domain.name} --rotation {rotation.id}-again",
+                next_command=f"{forward} --domain {rotation.domain.name} --rotation {rotation.id}-again",
             )
         if record.direction == "back" and not again:
             raise InvalidInput(
@@ -102,7 +111,7 @@ def face_forward(rotation: Rotation, *, again: bool = False) -> None:
                 observed=f"turn {record.turn}, back to the old roots",
                 expected="a rotation that goes forward, or the word to turn it again",
                 next_command=f"go on back: capstan rollback --rotation {rotation.id}; "
-                f"or turn it forward again: capstan rotate --rotation {rotation.id} --forward",
+                f"or turn it forward again: {forward} --rotation {rotation.id} --forward",
             )
         rotation.direction, rotation.target, rotation.retired = "forward", None, None
         if record.direction == "back":
@@ -122,6 +131,10 @@ def recall(rotation: Rotation) -> None:
     with audited_step("recall"):
         record = _settled(rotation)
         rotation.direction = "back"
+        if rotation.kind == "expired":
+            if record.direction != "back":
+                require_unused(record, rotation.observe(), plan_policy(rotation.domain))
+            return  # nothing of it is in use: there is nothing to be taken back
         if not record.new:
             return  # it minted nothing that it knew of, so nothing of it can be in a cluster
         watcher().step("recall what there was before", rotation.vault.url)
@@ -149,6 +162,16 @@ def recall(rotation: Rotation) -> None:
             minted=rotation.retired.issuers,
         )
         rotation.acted()  # the issuers just recalled are to be recognised
+
+
+def require_unused(record: RotationRecord, seen: Observation, policy: Policy) -> None:
+    """Refuse a way back to what has expired, once anything that was made in its place is in use.
+
+    Raises:
+        GateRefused: It is; says what remains.
+    """
+    if record.finished or aim_of(record, back=False).plan(seen, policy).entered(Phase.ISSUE):
+        raise closed(record)
 
 
 def rejected(record: RotationRecord, claim: Claim | None = None) -> bool:

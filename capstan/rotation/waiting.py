@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from capstan.audit import audited_step
-from capstan.errors import GateTimedOut
+from capstan.config import System
+from capstan.errors import GateRefused, GateTimedOut
 from capstan.progress import watcher
+from capstan.rotation.mending import require_signing
+from capstan.rotation.expired import advice
 from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:
@@ -98,6 +101,7 @@ def _watch(
     kept: datetime | None = None
     seen = rotation.recent()
     while True:
+        require_signing(rotation, phase, seen)
         result = judge(seen)
         behind = aim.behind(phase)
         done, total = 0, len(seen.peers)
@@ -112,7 +116,11 @@ def _watch(
             return Look(gate, True, done, total, (), rotation.now())
         if result.contradictions or result.overdue:
             rotation.note("gate-refused", {"phase": phase.value, "evidence": list(result.evidence)})
-            result.require()
+            try:
+                result.require()
+            except GateRefused as error:
+                error.next_command = _cure(rotation, seen) or error.next_command
+                raise
         now = rotation.now()
         if result.bound is None and kept is None:
             # While leaves bounded the wait it did not run; what is still missing now has the time of a restart.
@@ -126,6 +134,14 @@ def _watch(
             return Look(gate, False, done, total, result.waiting_for, bound, observed=result.bound is not None)
         rotation.sleep(_pause(now, bound))
         seen = rotation.observe()
+
+
+def _cure(rotation: Rotation, seen: Observation) -> str:
+    """What to run where something of Linkerd's has expired: waiting and ordinary rotations do not help; else empty."""
+    if rotation.domain.system is not System.LINKERD or rotation.kind == "webhooks":
+        return ""
+    certificates = {f: c for system in rotation.systems.values() for f, c in system.certificates().items()}
+    return advice(seen, certificates, rotation.now())
 
 
 def _note_open(rotation: Rotation, phase: Phase, result: GateResult, peers: int, waited: float) -> None:

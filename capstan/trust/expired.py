@@ -73,6 +73,7 @@ class Diagnosis:
         workloads: Those without a valid identity, the longest first.
         proxies: Live proxies.
         last_leaf: End of the last leaf that still lives; None where none does.
+        ends: Every workload -> when the first of its proxies has lost its identity, or will.
     """
 
     roots: Mapping[Fingerprint, datetime]
@@ -80,6 +81,7 @@ class Diagnosis:
     workloads: tuple[Downtime, ...]
     proxies: int
     last_leaf: datetime | None
+    ends: Mapping[str, datetime]
 
     @property
     def anything(self) -> bool:
@@ -109,15 +111,18 @@ def diagnose(observation: Observation, ends: Mapping[Fingerprint, datetime], now
     roots = {root: ends[root] for root in sorted(trusted) if root in ends and ends[root] <= now}
     issuers: dict[str, datetime] = {}
     downs: dict[str, Downtime] = {}
+    first: dict[str, datetime] = {}
     living: list[datetime] = []
     for cluster in observation.clusters:
         ended = _issuer_ended(cluster, roots, now)
         if ended is not None:
             issuers[cluster.name] = ended
         for peer in cluster.peers:
-            since = _without_since(peer, ended, now)
+            since, name = _without_since(peer, ended, now), workload_of(peer)
+            end = since or (peer.leaf.not_after if peer.leaf is not None else None)
+            if end is not None:
+                first[name] = min(first.get(name, end), end)
             if since is not None:
-                name = workload_of(peer)
                 known = downs.get(name, Downtime(name, since, 0))
                 downs[name] = Downtime(name, min(known.since, since), known.proxies + 1)
             elif peer.leaf is not None:
@@ -128,6 +133,7 @@ def diagnose(observation: Observation, ends: Mapping[Fingerprint, datetime], now
         workloads=tuple(sorted(downs.values(), key=lambda each: (each.since, each.workload))),
         proxies=len(observation.peers),
         last_leaf=max(living, default=None),
+        ends=first,
     )
 
 
@@ -222,6 +228,7 @@ class ExpiredAim:
                 waiting += [f"{name}: {why}" for name, why in found.unreadable]
                 waiting += [str(pair) for pair in found.pairs]
                 waiting += [f"{name}: leaf {period}" for name, period in found.expired]
+                waiting += found.signing_faults
         return GateResult(phase, tuple(evidence), tuple(dict.fromkeys(waiting)), (), None, overdue=False)
 
     def may_probe(self, seen: Observation, now: datetime) -> GateResult:

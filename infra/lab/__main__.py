@@ -48,6 +48,8 @@ def _linkerd(up: argparse._ArgumentGroup) -> None:
     up.add_argument(
         "--default-certificates", action="store_true", help="one self-signed certificate is both anchor and issuer"
     )
+    up.add_argument("--anchor-seconds", type=int, default=0, help="life of the trust anchor; 0 for years")
+    up.add_argument("--issuer-seconds", type=int, default=0, help="life of the issuer; 0 for a year")
     up.add_argument("--no-native-sidecar", action="store_true", help="put linkerd-proxy into spec.containers")
 
 
@@ -81,6 +83,8 @@ def options(arguments: argparse.Namespace) -> Options:
         scheme=arguments.scheme,
         native_sidecar=not arguments.no_native_sidecar,
         default_certificates=arguments.default_certificates,
+        anchor_seconds=arguments.anchor_seconds,
+        issuer_seconds=arguments.issuer_seconds,
         replicas=1 if replicas is None else replicas,
     )
     ca = arguments.ca if arguments.system == "istio" else istio.PLUGIN

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from infra.lab import pki
 from infra.lab.client import ApiError, Informer
-from infra.lab.linkerd import manifests
+from infra.lab.linkerd import hook_manifests, manifests
 from infra.lab.objects import create, wait_until_available
 
 if TYPE_CHECKING:
@@ -20,23 +20,36 @@ READY_SECONDS = 90.0
 
 
 def mint(
-    addresses: ServiceAddresses, namespace: str = "linkerd", *, default_certificates: bool = False
+    addresses: ServiceAddresses,
+    namespace: str = "linkerd",
+    *,
+    default_certificates: bool = False,
+    anchor_seconds: int = 0,
+    issuer_seconds: int = 0,
 ) -> manifests.Material:
     """A new root, issuer and webhook certificate, and addresses for the two services.
 
     Args:
         default_certificates: Root and issuer are one certificate, as `linkerd install` makes it by itself.
+        anchor_seconds: Life of the root, from now; 0 for ten years (or the year of the default).
+        issuer_seconds: Life of the issuer; 0 for a year. It may outlive its root: nothing clamps it in the field.
     """
     now = datetime.now(UTC)
-    root = pki.mint_self_signed_issuer(now=now) if default_certificates else pki.mint_root(now=now)
+    root_life = {"lifetime": timedelta(seconds=anchor_seconds)} if anchor_seconds else {}
+    life = {"lifetime": timedelta(seconds=issuer_seconds)} if issuer_seconds else {}
+    make_root = pki.mint_self_signed_issuer if default_certificates else pki.mint_root
+    root = make_root(now=now, **root_life)
     injector_address = addresses.take()
-    names = [f"linkerd-proxy-injector.{namespace}.svc", injector_address]
+    names = [f"linkerd-proxy-injector.{namespace}.svc", *([injector_address] if options.by_url else [])]
     return manifests.Material(
         root=root,
-        issuer=root if default_certificates else pki.mint_issuer(root, now=now),
+        issuer=root if default_certificates else pki.mint_issuer(root, now=now, **life),
         webhook=pki.mint_serving(names, now=now),
         identity_address=addresses.take(),
         injector_address=injector_address,
+        hooks={
+            secret: pki.mint_serving([name], now=now) for secret, name in hook_manifests.serving_names(options).items()
+        },
     )
 
 
@@ -54,7 +67,23 @@ async def install(client: KubeClient, options: manifests.Options, material: mani
         await wait_until_available(deployments, READY_SECONDS)
     finally:
         await deployments.stop()
-    await create(client, manifests.webhook(options, material))
+    for item in (manifests.webhook(options, material), *hook_manifests.configurations(options, material.hooks)):
+        await create(client, item)
+    if options.viz:
+        await _install_viz(client, options, material)
+
+
+async def _install_viz(client: KubeClient, options: manifests.Options, material: manifests.Material) -> None:
+    """The extension, whose pods are injected like any other; its configurations last."""
+    for item in hook_manifests.viz(options, material.hooks):
+        await create(client, item)
+    deployments = Informer(client, f"/apis/apps/v1/namespaces/{hook_manifests.VIZ}/deployments")
+    try:
+        await wait_until_available(deployments, READY_SECONDS)
+    finally:
+        await deployments.stop()
+    for item in hook_manifests.viz_configurations(options, material.hooks):
+        await create(client, item)
 
 
 async def is_installed(client: KubeClient, namespace: str = "linkerd") -> bool:

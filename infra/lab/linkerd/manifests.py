@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
-from infra.lab.linkerd import sidecar, workload
+from infra.lab.linkerd import hook_manifests, sidecar, workload
 from infra.lab.linkerd.flags import format_duration
 from infra.lab.linkerd.issuer import SCHEME_FILES
 from infra.lab.linkerd.proxy import MIN_REFRESH
@@ -42,7 +42,13 @@ class Options:
         native_sidecar: `proxy.nativeSidecar`, true by default since 2.20.
         cli_install: Whether the Secret linkerd-config-overrides of a CLI installation exists.
         default_certificates: As `linkerd install` without certificates: one self-signed one is both root and issuer.
+        anchor_seconds: Life of the trust anchor from the installation on, for tests of its end; 0 for years.
+        issuer_seconds: The same of the issuer.
         replicas: Of each control-plane Deployment.
+        viz: Whether there is the extension, with tap and tap-injector.
+        failure_policy: `webhookFailurePolicy`: Ignore, or Fail as in a highly available installation.
+        stale_policy_validator: It never reads a renewed Secret (linkerd2 issue 7519).
+        by_url: The injector is called by URL, as it has to be where the API server cannot reach loopback by Service.
     """
 
     namespace: str = "linkerd"
@@ -55,7 +61,13 @@ class Options:
     native_sidecar: bool = True
     cli_install: bool = True
     default_certificates: bool = False
+    anchor_seconds: int = 0
+    issuer_seconds: int = 0
     replicas: int = 1
+    viz: bool = False
+    failure_policy: str = "Ignore"
+    stale_policy_validator: bool = False
+    by_url: bool = False
 
     @property
     def sidecar(self) -> SidecarConfig:
@@ -65,7 +77,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Material:
-    """Keys of an installation, and the loopback addresses of its two services."""
+    """Keys of an installation, and the loopback addresses of its two services; `hooks`: Secret -> pair of the others."""
 
     root: pki.KeyPair
     issuer: pki.KeyPair
@@ -73,6 +85,7 @@ class Material:
     identity_address: str
     injector_address: str
     extra_roots: tuple[str, ...] = field(default=())
+    hooks: dict[str, pki.KeyPair] = field(default_factory=dict)
 
     @property
     def bundle(self) -> str:
@@ -110,16 +123,21 @@ def objects(options: Options, material: Material) -> list[JSON]:
         *_configuration(options, material),
         *rbac(options),
         *_services(options, material),
+        *hook_manifests.control_plane(options, material.hooks),
         *workload.deployments(options, material.bundle),
     ]
 
 
 def webhook(options: Options, material: Material) -> JSON:
-    """The injector's MutatingWebhookConfiguration, reachable by URL from any API server on this machine.
+    """The injector's MutatingWebhookConfiguration.
 
     Created last, when the injector answers; failurePolicy Ignore (the chart's default) lets pods through un-injected
     before that.
     """
+    reached = hook_manifests.client("linkerd-proxy-injector", options.namespace, material.webhook)
+    if options.by_url:
+        del reached["service"]
+        reached["url"] = f"https://{material.injector_address}:{listening_port(443)}/"
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
@@ -140,11 +158,8 @@ def webhook(options: Options, material: Material) -> JSON:
                         },
                     ]
                 },
-                "clientConfig": {
-                    "url": f"https://{material.injector_address}:{listening_port(443)}/",
-                    "caBundle": workload.encode(material.webhook.certificate_pem),
-                },
-                "failurePolicy": "Ignore",
+                "clientConfig": reached,
+                "failurePolicy": options.failure_policy,
                 "admissionReviewVersions": ["v1"],
                 "rules": [
                     {

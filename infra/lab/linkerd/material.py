@@ -10,6 +10,7 @@ import os
 import ssl
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,8 @@ from cryptography.x509.oid import NameOID
 ECHO_PROTOCOL = "lab.capstan.dev/echo"
 """ALPN of the prober: the proxy itself sends one byte back, which shows that it accepted the client's certificate."""
 HTTP2_PROTOCOL = "h2"
+_SOON = timedelta(days=2)  # longer than any leaf lives that a context is made of
+_LONG = timedelta(days=3650)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Material:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         # The proxies' verifier ends a chain at whatever certificate it was given as an anchor, self-signed or not.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        context.load_verify_locations(cadata=self.roots_pem)
+        context.load_verify_locations(cadata=undated(self.roots_pem, datetime.now(UTC)))
         # The ssl module reads keys from files only.
         handle, path = tempfile.mkstemp(dir=self.scratch)
         try:
@@ -120,6 +123,33 @@ class Material:
         finally:
             Path(path).unlink()
         return context
+
+
+def undated(roots_pem: str, now: datetime) -> str:
+    """The same anchors to an OpenSSL that looks at their ends: one that ends soon is replaced by an alike without.
+
+    The proxies' verifier (rustls-webpki) knows of an anchor only its name and key: a leaf is accepted on after its
+    anchor has ended, until it ends itself. The copy's signature is of no consequence: OpenSSL does not check an
+    anchor's own.
+    """
+    found = []
+    for root in parse_roots(roots_pem):
+        if root.not_valid_after_utc > now + _SOON:
+            found.append(root)
+            continue
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(root.subject)
+            .issuer_name(root.issuer)
+            .public_key(root.public_key())
+            .serial_number(root.serial_number)
+            .not_valid_before(root.not_valid_before_utc)
+            .not_valid_after(now + _LONG)
+        )
+        for extension in root.extensions:
+            builder = builder.add_extension(extension.value, extension.critical)
+        found.append(builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()))
+    return "".join(root.public_bytes(serialization.Encoding.PEM).decode() for root in found)
 
 
 def parse_roots(pem: str) -> list[x509.Certificate]:
