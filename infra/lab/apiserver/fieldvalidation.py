@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from infra.lab.apiserver import go_json, schema, schema_codec
+from infra.lab.apiserver import custom_objects, go_json, schema, schema_codec
 from infra.lab.apiserver.status import ApiStatusError, bad_request
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-_TYPE_META = (
-    "json: cannot unmarshal {} into Go value of type struct {{ APIVersion string "
-    '"json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }}'
-)
 # How much of a body that is no object an error shows
 _SHOWN_CHARACTERS = 30
 _SCHEME = "pkg/api/legacyscheme/scheme.go:30"
@@ -43,11 +39,13 @@ def check(kind: KindInfo, body: bytes | Object, mode: str) -> tuple[Object, list
     """
     value = _parse(kind, body) if isinstance(body, bytes) else body
     value = {} if value is None else value
+    if kind.custom:
+        return _custom(kind, body, value, mode)
     given_version, given_kind = _type_meta(kind, value)
     if (given_version, given_kind) != (kind.api_version, kind.kind):
         raise _other_kind(kind, given_version, given_kind)
     value["apiVersion"], value["kind"] = given_version, given_kind
-    struct = None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind)
+    struct = schema.find_struct(kind.group, kind.version, kind.kind)
     if struct is None:
         decoded, found = value, schema_codec.duplicates(value)
     else:
@@ -60,6 +58,34 @@ def check(kind: KindInfo, body: bytes | Object, mode: str) -> tuple[Object, list
     if found and mode == "Strict":
         raise cannot_handle(kind, given_version, given_kind, strict_words(found))
     return decoded, found if mode == "Warn" else []
+
+
+def _custom(kind: KindInfo, body: bytes | Object, value: Any, mode: str) -> tuple[Object, list[str]]:
+    """As `check`, for a custom resource: its `kind` and `apiVersion` have no defaults."""
+    _type_meta(kind, value)
+    given_version, given_kind = value.get("apiVersion") or "", value.get("kind") or ""
+    if not given_kind:
+        text = body if isinstance(body, bytes) else go_json.encode(body).encode()
+        words = f"Object 'Kind' is missing in '{text.decode('utf-8', 'replace')}'"
+        raise _unrecognized(kind, words, text, prefix="")
+    if given_version != kind.api_version:
+        version = given_version.rsplit("/", 1)[-1]
+        if kind.storage_version == version and given_version.startswith(f"{kind.group}/"):
+            raise bad_request(
+                f"the API version in the data ({given_version}) does not match the expected API version "
+                f"({kind.api_version})"
+            )
+        raise cannot_handle(kind, given_version, given_kind, custom_objects.foreign_version(kind, given_version))
+    found = schema_codec.duplicates(value)
+    try:
+        found += custom_objects.type_metadata(value)
+    except schema_codec.DecodeError as error:
+        raise cannot_handle(kind, given_version, given_kind, str(error)) from None
+    if found and mode == "Strict":
+        raise cannot_handle(kind, given_version, given_kind, strict_words(found))
+    if wrong := custom_objects.other_kind(kind, value):
+        raise wrong
+    return value, found if mode == "Warn" else []
 
 
 def strict_words(found: list[str]) -> str:
@@ -81,10 +107,9 @@ def _parse(kind: KindInfo, body: bytes) -> Any:
         raise _unrecognized(kind, go_json.syntax_error(text) or go_json.END, body) from None
 
 
-def _unrecognized(kind: KindInfo, words: str, body: bytes) -> ApiStatusError:
+def _unrecognized(kind: KindInfo, words: str, body: bytes, prefix: str = go_json.NO_TYPE) -> ApiStatusError:
     return bad_request(
-        f"the object provided is unrecognized (must be of type {kind.kind}): "
-        f"couldn't get version/kind; json parse error: {words} ({shown_body(body)})"
+        f"the object provided is unrecognized (must be of type {kind.kind}): {prefix}{words} ({shown_body(body)})"
     )
 
 
@@ -99,7 +124,7 @@ def shown_body(body: bytes) -> str:
 def _type_meta(kind: KindInfo, value: Any) -> tuple[str, str]:
     """`apiVersion` and `kind` of the body, from the URL where it has none."""
     if not isinstance(value, dict):
-        raise _unrecognized(kind, _TYPE_META.format(schema_codec.json_kind(value)), json.dumps(value).encode())
+        raise _unrecognized(kind, go_json.TYPE_META.format(schema_codec.json_kind(value)), json.dumps(value).encode())
     for field in ("apiVersion", "kind"):
         if value.get(field) is not None and not isinstance(value[field], str):
             shown = schema_codec.json_kind(value[field])
@@ -109,13 +134,23 @@ def _type_meta(kind: KindInfo, value: Any) -> tuple[str, str]:
 
 
 def _other_kind(kind: KindInfo, given_version: str, given_kind: str) -> ApiStatusError:
+    return cannot_handle(kind, given_version, given_kind, _conversion_error(kind, given_version, given_kind))
+
+
+def kind_mismatch(kind: KindInfo, document: Object) -> str:
+    """Why a document cannot be an object of this built-in kind by its `apiVersion` and `kind`; empty when it can."""
+    version, name = document.get("apiVersion") or kind.api_version, document.get("kind") or kind.kind
+    if (version, name) == (kind.api_version, kind.kind) or not (isinstance(version, str) and isinstance(name, str)):
+        return ""
+    return _conversion_error(kind, version, name)
+
+
+def _conversion_error(kind: KindInfo, given_version: str, given_kind: str) -> str:
     group, _, version = given_version.rpartition("/")
     target = (kind.group.split(".")[0] or "core").removesuffix(".k8s.io")
     if schema.find_struct(group, version, given_kind) is not None:
-        words = f"converting ({version}.{given_kind}) to ({target}.{kind.kind}): unknown conversion"
-    else:
-        words = f'no kind "{given_kind}" is registered for version "{given_version}" in scheme "{_SCHEME}"'
-    return cannot_handle(kind, given_version, given_kind, words)
+        return f"converting ({version}.{given_kind}) to ({target}.{kind.kind}): unknown conversion"
+    return f'no kind "{given_kind}" is registered for version "{given_version}" in scheme "{_SCHEME}"'
 
 
 def check_applied(kind: KindInfo, body: bytes, mode: str) -> Object:

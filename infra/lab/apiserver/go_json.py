@@ -57,11 +57,24 @@ def field_value(value: Any) -> str:
     return encode(value)
 
 
+def sorted_keys(value: Any) -> Any:
+    """A JSON value with its keys in the order in which maps are encoded."""
+    if isinstance(value, dict):
+        return {key: sorted_keys(value[key]) for key in sorted(value)}
+    return [sorted_keys(item) for item in value] if isinstance(value, list) else value
+
+
 def unmarshal_error(value: object, wanted: str) -> str:
     """The complaint about a whole document of the wrong JSON type."""
     return f"json: cannot unmarshal {json_kind(value)} into Go value of type {wanted}"
 
 
+# What its decoder says of a body that is no object when it looks for apiVersion and kind
+TYPE_META = (
+    "json: cannot unmarshal {} into Go value of type struct {{ APIVersion string "
+    '"json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }}'
+)
+NO_TYPE = "couldn't get version/kind; json parse error: "
 END = "unexpected end of JSON input"
 _SPACE = " \t\r\n"
 _LITERALS = {"t": "true", "f": "false", "n": "null"}

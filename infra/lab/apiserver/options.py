@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from . import status
+from . import go_json, status
 
 if TYPE_CHECKING:
     from .request import Request
     from .status import Cause
 
 _GROUP = "meta.k8s.io"
+_LONGEST_MANAGER = 128
 
 
 def unsigned(text: str) -> int:
@@ -25,22 +26,35 @@ def unsigned(text: str) -> int:
 
 def check_write(request: Request, kind: str) -> None:
     """422 for wrong options of a write. `kind` is CreateOptions, UpdateOptions, PatchOptions or DeleteOptions."""
-    causes: list[Cause] = []
-    dry_run = [value for value in request.query.all("dryRun") if value]
-    if any(value != "All" for value in dry_run):
-        shown = "[" + ", ".join(f'"{value}"' for value in dry_run) + "]"
-        causes.append(status.unsupported_value("dryRun", shown.replace(", ", ","), ["All"]))
-    manager = request.query.get("fieldManager")
-    if kind == "PatchOptions":
-        causes.extend(_apply_options(request))
-    if len(manager) > 128:
-        causes.append(status.too_long("fieldManager", "may not be more than 128 bytes"))
+    causes = _apply_options(request) if kind == "PatchOptions" else []
+    causes += _manager(request.query.get("fieldManager"))
+    causes += dry_run(request.query.all("dryRun"))
     validation = request.query.get("fieldValidation")
     if kind != "DeleteOptions" and validation not in ("", "Ignore", "Warn", "Strict"):
         supported = ["", "Ignore", "Strict", "Warn"]
         causes.append(status.unsupported_value("fieldValidation", f'"{validation}"', supported))
     if causes:
         raise status.invalid(kind, "", causes, _GROUP)
+
+
+def _manager(name: str) -> list[Cause]:
+    causes: list[Cause] = []
+    if len(name.encode()) > _LONGEST_MANAGER:
+        causes.append(status.too_long("fieldManager", f"may not be more than {_LONGEST_MANAGER} bytes"))
+    position = 0
+    for char in name:
+        if not char.isprintable():
+            text = f"invalid character U+{ord(char):04X} (at position {position})"
+            causes.append(status.invalid_value("fieldManager", go_json.quote(name), text))
+        position += len(char.encode())
+    return causes
+
+
+def dry_run(values: list[str]) -> list[Cause]:
+    """What is wrong with the values of dryRun, of which there is one: ``All``."""
+    if all(value == "All" for value in values):
+        return []
+    return [status.unsupported_value("dryRun", go_json.encode(values), ["All"])]
 
 
 def _apply_options(request: Request) -> list[Cause]:
@@ -82,15 +96,22 @@ def check_list(request: Request, watching: bool) -> None:
 
 def _watch_options(request: Request) -> list[Cause]:
     query = request.query
-    match = query.get("resourceVersionMatch")
+    match, asked = query.get("resourceVersionMatch"), "sendInitialEvents" in query
+    if not match and not asked and query.get("resourceVersion") in ("", "0"):
+        # a watch from no version is a watch-list
+        match, asked = "NotOlderThan", True
     causes: list[Cause] = []
-    if "sendInitialEvents" in query:
-        if match != "NotOlderThan":
-            text = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
-            causes.append(status.forbidden_field("resourceVersionMatch", text))
-        if query.get("continue"):
-            causes.append(status.forbidden_field("continue", "continue is forbidden for watch"))
-    elif match:
+    if asked and match != "NotOlderThan":
+        text = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+        causes.append(status.forbidden_field("resourceVersionMatch", text))
+    if not match:
+        return causes
+    if not asked:
         text = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+        causes.append(status.forbidden_field("resourceVersionMatch", text))
+    if match != "NotOlderThan":
+        causes.append(status.unsupported_value("resourceVersionMatch", f'"{match}"', ["NotOlderThan"]))
+    if query.get("continue"):
+        text = "resourceVersionMatch is forbidden when continue is provided"
         causes.append(status.forbidden_field("resourceVersionMatch", text))
     return causes

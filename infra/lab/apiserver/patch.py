@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from infra.lab.apiserver import go_json, patch_strategic, schema, schema_codec
+from infra.lab.apiserver import custom_objects, fieldvalidation, go_json, patch_strategic, schema, schema_codec
 from infra.lab.apiserver.status import (
     ApiStatusError,
     bad_request,
@@ -65,12 +65,12 @@ def apply_patch(
             again = schema_codec.normalise(struct, current) if struct else schema_codec.clone(current)
             return _encode(again, change(again, body))
 
-        return _typed(struct, document, shown, mode, repeated)
+        return _typed(kind, struct, document, shown, mode, repeated)
     if media == STRATEGIC_PATCH and not kind.custom:
         patch = _object(body, "")
         words, repeated = go_json.show(patch), schema_codec.duplicates(patch)
         merged = patch_strategic.merge_into(struct, document, patch)
-        return _typed(struct, merged, lambda: words, mode, repeated, unstructured=True)
+        return _typed(kind, struct, merged, lambda: words, mode, repeated, unstructured=True)
     accepted = [JSON_PATCH, MERGE_PATCH, *([] if kind.custom else [STRATEGIC_PATCH]), APPLY_PATCH]
     raise unknown_body_format(accepted)
 
@@ -97,6 +97,7 @@ def _object(body: bytes, prefix: str) -> Object:
 
 
 def _typed(
+    kind: KindInfo,
     struct: schema.Struct | None,
     after: Object,
     shown: Callable[[], str],
@@ -108,8 +109,12 @@ def _typed(
     """Decode the patched document into its type; `shown` is how an error prints the document."""
     if struct is None:
         decoded, found = after, complaints
+        if kind.custom:
+            found = complaints + _custom(kind, after, shown)
     else:
         decoder = schema_codec.Decoder(unstructured=unstructured)
+        if not unstructured and (words := fieldvalidation.kind_mismatch(kind, after)):
+            raise _invalid_patch(shown(), words)
         try:
             decoded = decoder.decode(struct, after)
         except schema_codec.DecodeError as error:
@@ -118,6 +123,23 @@ def _typed(
     if found and mode == "Strict":
         raise _invalid_patch(shown(), "strict decoding error: " + ", ".join(found))
     return decoded, (found if mode == "Warn" else [])
+
+
+def _custom(kind: KindInfo, after: Object, shown: Callable[[], str]) -> list[str]:
+    """What holds for any custom resource; complaints about unknown metadata."""
+    version = after.get("apiVersion")
+    words = custom_objects.foreign_version(kind, version if isinstance(version, str) else "")
+    if not after.get("kind"):
+        words = f"Object 'Kind' is missing in '{shown()}'"
+    if words:
+        raise _invalid_patch(shown(), words)
+    try:
+        unknown = custom_objects.type_metadata(after)
+    except schema_codec.DecodeError as error:
+        raise _invalid_patch(shown(), str(error)) from None
+    if wrong := custom_objects.other_kind(kind, after):
+        raise wrong
+    return unknown
 
 
 def _invalid_patch(shown: str, message: str) -> ApiStatusError:

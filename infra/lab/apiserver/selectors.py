@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from . import status
+from .go_json import quote
+from .validation_meta import label_value, qualified_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,19 +20,10 @@ if TYPE_CHECKING:
     from .kinds import KindInfo
 
 _OPERATORS = "in, notin, =, ==, !=, gt, lt"
-_TOKEN = re.compile(r"\s*(==|!=|[=!,()<>]|[^\s=!,()<>]+)")
+# The longest symbol first; every other character up to white space or a symbol belongs to a word
+_TOKEN = re.compile(r"[ \t\r\n]*(==|!=|[=!,()<>]|[^ \t\r\n=!,()<>]+)")
 _SYMBOLS = {"(", ")", ",", "!", "=", "==", "!=", "<", ">"}
-_NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
-_VALUE_RULE = (
-    "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and "
-    "end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is "
-    "'(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
-)
-_KEY_RULE = (
-    "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
-    "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
-    "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
-)
+_INTEGER = re.compile(r"[+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class _SelectorError(Exception):
 
 
 class _Parser:
-    """Tokens of a selector string; "" stands for its end."""
+    """Tokens of a selector string; "" stands for its end. ``in`` and ``notin`` are words but where an operator stands."""
 
     def __init__(self, text: str) -> None:
         self.tokens = _TOKEN.findall(text)
@@ -116,8 +109,9 @@ class _Parser:
         if not self.identifier_ahead():
             raise _SelectorError(f"found '{self.take()}', expected: identifier")
         key = self.take()
-        if not _NAME.fullmatch(key.rpartition("/")[2]):
-            raise _SelectorError(f'<nil>: Invalid value: "{key}": {_KEY_RULE}')
+        complaints = qualified_name(key)
+        if complaints:
+            raise _SelectorError(f"<nil>: Invalid value: {quote(key)}: {'; '.join(complaints)}")
         if absent:
             return Requirement(key, "absent")
         if self.peek() in ("", ","):
@@ -125,39 +119,65 @@ class _Parser:
         operator = self.take()
         match operator:
             case "in" | "notin":
-                return Requirement(key, operator, self.value_list(key))
+                return Requirement(key, operator, frozenset(_checked(key, self.value_list())))
             case "=" | "==" | "!=":
-                value = self.take() if self.identifier_ahead() else ""
-                self.check_value(key, value)
-                return Requirement(key, "notin" if operator == "!=" else "in", frozenset([value]))
-            case ">" | "<" | "gt" | "lt":
-                value = self.take()
-                if not re.fullmatch(r"[+-]?\d+", value):
-                    raise _SelectorError(
-                        f"values[0]: Invalid value: \"{value}\": for 'Gt', 'Lt' operators, the value must be an integer"
-                    )
-                return Requirement(key, "gt" if operator in (">", "gt") else "lt", frozenset([value]))
+                values = _checked(key, {self.exact_value()})
+                return Requirement(key, "notin" if operator == "!=" else "in", frozenset(values))
+            case ">" | "<":
+                values = _checked(key, {self.exact_value()}, integer=True)
+                return Requirement(key, "gt" if operator == ">" else "lt", frozenset(values))
         raise _SelectorError(f"found '{operator}', expected: {_OPERATORS}")
 
-    def value_list(self, key: str) -> frozenset[str]:
+    def exact_value(self) -> str:
+        if self.peek() in ("", ","):
+            return ""
+        if not self.identifier_ahead():
+            raise _SelectorError(f"found '{self.peek()}', expected: identifier")
+        return self.take()
+
+    def value_list(self) -> set[str]:
         if self.peek() != "(":
             raise _SelectorError(f"found '{self.peek()}' expected: '('")
         self.take()
+        if self.peek() == ")":
+            self.take()
+            return {""}
+        if not self.identifier_ahead() and self.peek() != ",":
+            raise _SelectorError(f"found '{self.peek()}', expected: ',', ')' or identifier")
         values: set[str] = set()
         while True:
-            value = self.take() if self.identifier_ahead() else ""
-            self.check_value(key, value)
-            values.add(value)
-            separator = self.take()
-            if separator == ")":
-                return frozenset(values)
-            if separator != ",":
-                raise _SelectorError(f"found '{separator}', expected: ',' or ')'")
+            if self.identifier_ahead():
+                values.add(self.take())
+                if self.peek() not in (",", ")"):
+                    raise _SelectorError(f"found '{self.peek()}', expected: ',' or ')'")
+                if self.peek() == ")":
+                    break
+            elif self.peek() == ",":
+                self.take()
+                if not values or self.peek() in (")", ","):
+                    values.add("")
+                if self.peek() == ")":
+                    break
+            else:
+                raise _SelectorError(f"found '{self.peek()}', expected: ',', or identifier")
+        self.take()
+        return values
 
-    @staticmethod
-    def check_value(key: str, value: str) -> None:
-        if value and (len(value) > 63 or not _NAME.fullmatch(value)):
-            raise _SelectorError(f'values[0][{key}]: Invalid value: "{value}": {_VALUE_RULE}')
+
+def _checked(key: str, values: set[str], *, integer: bool = False) -> list[str]:
+    """The values, sorted; every complaint about them in one error, as an aggregate of field errors prints."""
+    out: list[str] = []
+    for number, value in enumerate(sorted(values)):
+        if integer and not _INTEGER.fullmatch(value):
+            message = "for 'Gt', 'Lt' operators, the value must be an integer"
+            out.append(f"values[{number}]: Invalid value: {quote(value)}: {message}")
+    for number, value in enumerate(sorted(values)):
+        complaints = label_value(value)
+        if complaints:
+            out.append(f"values[{number}][{key}]: Invalid value: {quote(value)}: {'; '.join(complaints)}")
+    if out:
+        raise _SelectorError(out[0] if len(out) == 1 else f"[{', '.join(out)}]")
+    return sorted(values)
 
 
 @lru_cache(maxsize=512)
@@ -244,20 +264,36 @@ _ABSENT = {
 
 def parse_fields(text: str, kind: KindInfo) -> FieldSelector:
     """`text` as in ``fieldSelector=``; raises 400 for fields the kind does not support."""
-    terms = []
-    for part in _split_unescaped(text):
+    parsed = []
+    for part in sorted(_split_unescaped(text)):
         if not part:
             continue
-        found = re.match(r"((?:[^\\!=]|\\.)*)(!=|==|=)(.*)", part, re.DOTALL)
+        found = re.match(r"(.*?)(!=|==|=)(.*)", part, re.DOTALL)
         if not found:
             raise status.bad_request(f"invalid selector: '{text}'; can't understand '{part}'")
-        value = re.sub(r"\\([\\,=])", r"\1", found[3])
-        terms.append(FieldTerm(_field_path(found[1], kind), value, found[2] == "!="))
-    return FieldSelector(tuple(terms))
+        parsed.append((found[1], found[2] == "!=", _unescaped(found[3])))
+    return FieldSelector(tuple(FieldTerm(_field_path(path, kind), value, no) for path, no, value in parsed))
 
 
 def _split_unescaped(text: str) -> list[str]:
-    return re.findall(r"(?:[^\\,]|\\.)+", text)
+    return re.findall(r"(?:[^\\,]|\\.|\\$)+", text, re.DOTALL)
+
+
+def _unescaped(value: str) -> str:
+    """The value of a term; commas, equals signs and backslashes have a backslash before them."""
+    out, rest = [], iter(value)
+    for char in rest:
+        if char in ",=":
+            # the server prints the number of the character
+            raise status.bad_request(f"invalid field selector: unescaped character in value: {ord(char)}")
+        if char != "\\":
+            out.append(char)
+            continue
+        escaped = next(rest, "")
+        if not escaped or escaped not in "\\,=":
+            raise status.bad_request(f"invalid field selector: invalid escape sequence: \\{escaped}")
+        out.append(escaped)
+    return "".join(out)
 
 
 def _field_path(label: str, kind: KindInfo) -> str:

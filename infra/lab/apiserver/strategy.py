@@ -64,10 +64,12 @@ def prepare_create(api: Api, kind: KindInfo, obj: dict[str, Any]) -> None:
 def prepare_update(kind: KindInfo, obj: dict[str, Any], old: dict[str, Any], subresource: str) -> None:
     """Keep from `old` what this path may not change, and count the generation. In place."""
     metadata, before = obj["metadata"], old["metadata"]
-    for field in ("generation", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
+    for field in ("generation", "creationTimestamp", "selfLink"):
         _keep(metadata, before, field)
-    for field in ("uid", "creationTimestamp"):
-        if not metadata.get(field):
+    if before.get("deletionTimestamp"):
+        _keep(metadata, before, "deletionTimestamp")
+    for field in ("uid", "deletionGracePeriodSeconds"):
+        if metadata.get(field) is None or metadata[field] == "":
             _keep(metadata, before, field)
     if kind.storage == csr.RESOURCE:
         csr.keep_fixed(obj, old, subresource)

@@ -69,6 +69,11 @@ def _too_many_characters(limit: int) -> str:
     return f"must be no more than {limit} characters"
 
 
+def _too_many_bytes(limit: int) -> str:
+    """Labels are counted in bytes since v1.34, names in characters still."""
+    return f"must be no more than {limit} bytes"
+
+
 SUBDOMAIN_MESSAGE = _regex(
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', "
     "and must start and end with an alphanumeric character",
@@ -118,7 +123,9 @@ def subdomain(text: str) -> list[str]:
 def label(text: str) -> list[str]:
     """RFC 1123 label, at most 63 characters."""
     out = [_too_many_characters(63)] if len(text) > 63 else []
-    return out if re.fullmatch(_LABEL, text) else [*out, _LABEL_MESSAGE]
+    if re.fullmatch(_LABEL, text):
+        return out
+    return [*out, "must not contain dots" if re.fullmatch(_SUBDOMAIN, text) else _LABEL_MESSAGE]
 
 
 def label_1035(text: str) -> list[str]:
@@ -131,7 +138,7 @@ def qualified_name(text: str) -> list[str]:
     """A label key: an optional domain prefix, a slash, and a name of at most 63 characters."""
     prefix, slash, name = text.partition("/")
     if "/" in name:
-        whole = _regex(f"a qualified name {_QUALIFIED_WORDS}", _QUALIFIED, "MyName", "my.name", "123-abc")
+        whole = _regex(f"a valid label key {_QUALIFIED_WORDS}", _QUALIFIED, "MyName", "my.name", "123-abc")
         return [f"{whole} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"]
     out: list[str] = []
     if not slash:
@@ -139,18 +146,20 @@ def qualified_name(text: str) -> list[str]:
     elif not prefix:
         out.append("prefix part must be non-empty")
     else:
-        out += [f"prefix part {message}" for message in subdomain(prefix)]
+        complaints = [SUBDOMAIN_MESSAGE] if not re.fullmatch(_SUBDOMAIN, prefix) else []
+        too_long = [_too_many_bytes(253)] if len(prefix) > 253 else []
+        out += [f"prefix part {message}" for message in too_long + complaints]
     if not name:
         out.append("name part must be non-empty")
     elif len(name) > 63:
-        out.append(f"name part {_too_many_characters(63)}")
+        out.append(f"name part {_too_many_bytes(63)}")
     if not re.fullmatch(_QUALIFIED, name):
         out.append(_regex(f"name part {_QUALIFIED_WORDS}", _QUALIFIED, "MyName", "my.name", "123-abc"))
     return out
 
 
 def label_value(text: str) -> list[str]:
-    out = [_too_many_characters(63)] if len(text) > 63 else []
+    out = [_too_many_bytes(63)] if len(text) > 63 else []
     return out if re.fullmatch(_LABEL_VALUE, text) else [*out, _VALUE_MESSAGE]
 
 

@@ -17,6 +17,7 @@ from . import (
     deleting,
     fieldvalidation,
     options,
+    owners,
     patch,
     protobuf,
     remarks,
@@ -72,7 +73,7 @@ def decode(request: Request, kind: KindInfo) -> JSON:
 
 def _prune(kind: KindInfo, obj: JSON, mode: str) -> list[str]:
     """Drop what a custom resource's schema does not know; warnings about it, or 400 if validation is strict."""
-    unknown = [f'unknown field "{path}"' for path in custom_schema.prune(obj, kind.schema)]
+    unknown = [f'unknown field "{path}"' for path in sorted(custom_schema.prune(obj, kind.schema))]
     if unknown and mode == "Strict":
         words = fieldvalidation.strict_words(unknown)
         raise fieldvalidation.cannot_handle(kind, kind.version, kind.kind, words)
@@ -126,6 +127,7 @@ async def create(api: Api, request: Request) -> Response:
     options.check_write(request, "CreateOptions")
     obj = decode(request, kind)
     check_namespace(request, kind, obj)
+    owners.without_duplicates(request, obj)
     stored = await create_object(api, request, kind, obj)
     return show(api, stored, kind, request, code=201)
 
@@ -149,6 +151,7 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
     )
     await api.admission.mutate(attributes)
     obj = attributes.obj or obj
+    owners.without_duplicates(request, obj, admitted=True)
     metadata = obj["metadata"]
     generated = not metadata.get("name") and bool(metadata.get("generateName"))
     for attempt in range(NAME_ATTEMPTS):
@@ -199,16 +202,15 @@ async def update(api: Api, request: Request, subresource: str = "") -> Response:
     obj = decode(request, kind)
     check_namespace(request, kind, obj)
     name = obj["metadata"].get("name") or ""
-    if not name:
-        obj["metadata"]["name"] = info.name
-    elif name != info.name:
-        text = f"the name of the object ({name}) does not match the name on the URL ({info.name})"
-        raise status.bad_request(text)
+    if name != info.name:
+        raise _other_name(name, info.name)
     version = obj["metadata"].get("resourceVersion") or ""
     try:
         wanted = options.unsigned(version) if version else 0
     except ValueError as error:
         raise status.plain_error(str(error)) from None
+
+    owners.without_duplicates(request, obj)
 
     def replace(_current: JSON) -> JSON:
         return copy.deepcopy(obj)
@@ -284,8 +286,7 @@ def check_applied_identity(request: Request, kind: KindInfo, applied: JSON) -> N
     metadata = applied.setdefault("metadata", {})
     name = metadata.get("name") or ""
     if name and name != request.info.name:
-        text = f"the name of the object ({name}) does not match the name on the URL ({request.info.name})"
-        raise status.bad_request(text)
+        raise _other_name(name, request.info.name)
     metadata["name"] = request.info.name
     check_namespace(request, kind, applied)
 
@@ -364,6 +365,7 @@ async def _change_once(
     if attributes.obj is not None and attributes.obj is not obj:
         obj = attributes.obj
         complete(kind, obj)
+    owners.without_duplicates(request, obj, admitted=True)
     strategy.prepare_update(kind, obj, old, subresource)
     check(kind, obj, old, subresource)
     request.warnings.extend(remarks.about(kind, obj, old))
@@ -384,11 +386,17 @@ async def _change_once(
 
 
 def _check_identity(request: Request, kind: KindInfo, obj: JSON) -> None:
-    name = obj.get("metadata", {}).get("name")
-    if name != request.info.name:
-        text = f"the name of the object ({name or ''}) does not match the name on the URL ({request.info.name})"
-        raise status.bad_request(text)
     check_namespace(request, kind, obj)
+    name = obj["metadata"].get("name") or ""
+    if name != request.info.name:
+        raise _other_name(name, request.info.name)
+
+
+def _other_name(name: str, wanted: str) -> status.ApiStatusError:
+    if not name:
+        text = f"the name of the object ({wanted} based on URL) was undeterminable: name must be provided"
+        return status.bad_request(text)
+    return status.bad_request(f"the name of the object ({name}) does not match the name on the URL ({wanted})")
 
 
 def _other_uid(kind: KindInfo, namespace: str, name: str, given: str, actual: str) -> status.ApiStatusError:
