@@ -14,6 +14,7 @@ from infra.lab.aks.install import DELIVERIES, AksOptions
 from infra.lab.client import ApiError
 from infra.lab.istio import manifests as istio
 from infra.lab.linkerd import manifests
+from infra.lab.linkerd.identity import CLOCK_ANNOTATION, DEAD_WATCHER_ANNOTATION
 from infra.lab.linkerd.issuer import SCHEME_FILES
 from infra.lab.linkerd.metrics import minor_version
 from infra.lab.prober import DEFAULT_RATE
@@ -50,7 +51,22 @@ def _linkerd(up: argparse._ArgumentGroup) -> None:
     )
     up.add_argument("--anchor-seconds", type=int, default=0, help="life of the trust anchor; 0 for years")
     up.add_argument("--issuer-seconds", type=int, default=0, help="life of the issuer; 0 for a year")
-    up.add_argument("--no-native-sidecar", action="store_true", help="put linkerd-proxy into spec.containers")
+    up.add_argument("--viz", action="store_true", help="install the extension, with tap and tap-injector")
+    up.add_argument(
+        "--webhook-failure-policy", choices=("Ignore", "Fail"), default="Ignore", help="Fail: as highly available"
+    )
+    up.add_argument(
+        "--stale-policy-validator", action="store_true", help="it never reads a renewed Secret (linkerd2 issue 7519)"
+    )
+    up.add_argument(
+        "--native-sidecar",
+        action=argparse.BooleanOptionalAction,
+        help="linkerd-proxy among the init containers, or beside the others; as the version has it unless told",
+    )
+    up.add_argument(
+        "--identity-watcher-dead", metavar="NODE", help="identity there (or `true`: anywhere) never reloads"
+    )
+    up.add_argument("--identity-clock", metavar="NODE=SECONDS", help="by how much identity's clock there is ahead")
 
 
 def _istio(up: argparse._ArgumentGroup) -> None:
@@ -81,11 +97,22 @@ def options(arguments: argparse.Namespace) -> Options:
         skew_seconds=arguments.skew_seconds,
         min_refresh=arguments.min_refresh,
         scheme=arguments.scheme,
-        native_sidecar=not arguments.no_native_sidecar,
+        native_sidecar=arguments.native_sidecar,
+        identity_annotations=tuple(
+            (name, value)
+            for name, value in (
+                (DEAD_WATCHER_ANNOTATION, arguments.identity_watcher_dead),
+                (CLOCK_ANNOTATION, arguments.identity_clock),
+            )
+            if value
+        ),
         default_certificates=arguments.default_certificates,
         anchor_seconds=arguments.anchor_seconds,
         issuer_seconds=arguments.issuer_seconds,
         replicas=1 if replicas is None else replicas,
+        viz=arguments.viz,
+        failure_policy=arguments.webhook_failure_policy,
+        stale_policy_validator=arguments.stale_policy_validator,
     )
     ca = arguments.ca if arguments.system == "istio" else istio.PLUGIN
     leaf_seconds = arguments.leaf_seconds or istio.default_leaf_seconds(ca)

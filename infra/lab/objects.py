@@ -12,6 +12,7 @@ JSON = dict[str, Any]
 _CLUSTER_SCOPED = {
     *("Namespace", "ClusterRole", "ClusterRoleBinding"),
     *("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"),
+    *("CustomResourceDefinition", "APIService"),
 }
 _IRREGULAR = {"MutatingWebhookConfiguration": "mutatingwebhookconfigurations"}
 

@@ -7,6 +7,7 @@ starts no API server of its own and is only a client of that cluster.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import json
 import os
@@ -238,7 +239,8 @@ class Lab:
                     enabled=self.options.aks_enabled,
                 )
             case _:
-                return Linkerd(self.options.linkerd, self._resolve)
+                by_url = self.options.kubeconfig is not None
+                return Linkerd(dataclasses.replace(self.options.linkerd, by_url=by_url), self._resolve)
 
     async def _install(self) -> None:
         self._addresses = ServiceAddresses()

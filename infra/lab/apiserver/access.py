@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .api import Api
+    from .calls import Calls
     from .request import Request
 
 
@@ -51,6 +52,7 @@ class Access:
     kubelets: KubeletProxy
     reviews: Reviews
     webhook_client: WebhookClient
+    calls: Calls
 
     def handles(self, request: Request) -> bool:
         """Whether `handle` is the one to answer this request."""
@@ -143,5 +145,6 @@ def build(api: Api, files: AccessFiles) -> Access:
         kubelets=KubeletProxy(api.store, files.kubelet_client_certificate, files.kubelet_client_key),
         reviews=Reviews(authorizer, tokens, api.now),
         webhook_client=webhook_client,
+        calls=webhooks.calls,
     )
     return api.access

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import deleting, discovery, fairness, health, openapi, reading, status, subresources, writing
 from . import request as requests
-from .aggregation import not_served
+from .aggregation import forwarded, not_served
 from .faults import ConnectionDroppedError
 from .rbac import Attributes
 from .request import Query, Request, Response
@@ -98,6 +98,8 @@ class App:
 
     async def _route(self, request: Request) -> Response | None:
         info, api = request.info, self.api
+        if request.path.startswith("/apis/") and (passed_on := await forwarded(api, request)) is not None:
+            return passed_on
         if not info.is_resource:
             return self._outside(request)
         if info.group not in api.registry.groups():

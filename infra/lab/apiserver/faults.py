@@ -1,8 +1,8 @@
 """Faults on demand: what tests ask the server to do wrong, and counts of what clients did.
 
 ``POST /lab/faults`` adds a rule (JSON), ``GET`` lists, ``DELETE`` clears; ``GET /lab/stats`` counts requests by user
-agent and method, and the rights that each user who is no administrator has asked for. Only members of system:masters
-get in. A rule:
+agent and method, and the rights that each user who is no administrator has asked for; ``/lab/calls`` shows the server's
+own calls (calls.py). Only members of system:masters get in. A rule:
 
     {"method": "PATCH", "path": "/deployments/web$", "userAgent": "capstan", "nth": 2, "times": 1,
      "action": {"status": 503, "retryAfter": 1} | {"fairness": 1} | {"delay": 0.5} | {"drop": "before"|"after"} |
@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import fairness, status
+from .calls import Calls
 from .request import Response
 from .users import MASTERS
 
@@ -128,6 +129,7 @@ class Faults:
     requests: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
     asked: collections.Counter[Asked] = field(default_factory=collections.Counter)  # shared with the authorizer
     store: Store | None = None
+    calls: Calls = field(default_factory=Calls)  # shared with the webhooks
 
     def add(self, **rule: Any) -> Rule:
         """Add a rule from within the process; the arguments are the keys of the JSON form."""
@@ -199,6 +201,11 @@ class Faults:
             case ("DELETE", "/lab/faults"):
                 self.rules.clear()
                 return Response.json({"rules": []})
+            case ("GET", "/lab/calls"):
+                return Response.json(self.calls.body())
+            case ("DELETE", "/lab/calls"):
+                self.calls.clear()
+                return Response.json(self.calls.body())
             case ("GET", "/lab/stats"):
                 rights = [{**asdict(asked), "count": count} for asked, count in self.asked.items()]
                 return Response.json({"requests": self._statistics(), "rights": rights})

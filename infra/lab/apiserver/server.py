@@ -47,6 +47,7 @@ class ApiServer:
         files = access.AccessFiles(self.pki.ca_certificate, self.pki.directory / "sa.key", *self.pki.kubelet_client)
         self.access = access.build(self.api, files)
         self.faults.asked = self.access.authorizer.asked
+        self.faults.calls = self.access.calls
         self.app = App(self.api, self.access.authenticator, self.access.authorizer, self.faults)
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None

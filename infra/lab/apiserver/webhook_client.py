@@ -12,6 +12,7 @@ import base64
 import hashlib
 import itertools
 import json
+import random
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,36 @@ class WebhookClient:
         except ValueError as error:
             raise WebhookCallError(f"couldn't get version/kind; json parse error: {error}") from error
 
+    async def forward(
+        self, config: dict[str, Any], method: str, path: str, headers: dict[str, str], body: bytes, seconds: float
+    ) -> httpx.Response:
+        """A request passed on to an extension server behind a Service, as kube-aggregator does.
+
+        `config` has `service` and `caBundle`, as the spec of an APIService. Raises WebhookCallError.
+        """
+        target = self._target(config)
+        clients = self._trusting(config.get("caBundle") or "")
+        headers = {**headers, "host": target.server_name}
+        extensions = {"sni_hostname": target.server_name}
+        url = httpx.URL(target.url).join(path)
+        try:
+            async with asyncio.timeout(seconds):
+                return await _send(
+                    clients, httpx.Request(method, url, content=body, headers=headers, extensions=extensions)
+                )
+        except TimeoutError as error:
+            raise WebhookCallError("context deadline exceeded") from error
+        except httpx.HTTPError as error:
+            raise WebhookCallError(in_gos_words(error, target)) from error
+
+    def has_endpoint(self, service: dict[str, Any]) -> bool:
+        """Whether a ready pod stands behind a Service port."""
+        try:
+            self._endpoint(service["namespace"], service["name"], int(service.get("port") or 443))
+        except WebhookCallError:
+            return False
+        return True
+
     def _trusting(self, bundle: str) -> list[httpx.AsyncClient]:
         key = hashlib.sha256(bundle.encode()).digest()
         if key not in self._clients:
@@ -133,12 +164,17 @@ class WebhookClient:
             raise WebhookCallError(f'no service port {port} found for service "{name}"')
         selector = spec.get("selector")
         matches = from_object({"matchLabels": selector} if selector else None).matches
+        found = []
         for pod in self._store.objects("pods", namespace):
             status = pod.obj.get("status") or {}
             ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
             if ready and status.get("podIP") and matches(pod.labels) and "deletionTimestamp" not in pod.obj["metadata"]:
-                return status["podIP"], _target_port(pod.obj, entry)
-        raise WebhookCallError(f'no endpoints available for service "{name}"')
+                found.append(pod.obj)
+        if not found:
+            raise WebhookCallError(f'no endpoints available for service "{name}"')
+        # As kube-aggregator's resolver: any of them, so that each replica is called sooner or later.
+        called = random.choice(found)
+        return called["status"]["podIP"], _target_port(called, entry)
 
 
 def _target_port(pod: dict[str, Any], entry: dict[str, Any]) -> int:

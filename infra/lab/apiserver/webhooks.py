@@ -15,6 +15,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .calls import Calls
 from .objects import convert
 from .patch import apply_patch
 from .selectors import from_object
@@ -61,6 +62,7 @@ class Webhooks:
         self._store = store
         self._registry = registry
         self._client = client
+        self.calls = Calls()
 
     async def call(self, configurations: str, attributes: AdmissionAttributes) -> bool:
         """Call all that match; `attributes.obj` becomes what mutating ones make of it.
@@ -132,9 +134,11 @@ class Webhooks:
         try:
             response = await self._exchange(hook, review)
         except WebhookCallError as error:
+            self.calls.failed(hook.name, str(error))
             if hook.ignores_failure:
                 return None
             raise internal_error(f'failed calling webhook "{hook.name}": {error}') from error
+        self.calls.answered(hook.name)
         attributes.request.warnings.extend(response.get("warnings") or [])
         if not response.get("allowed"):
             raise _denial(hook, response.get("status") or {})

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import ssl
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from infra.lab.client import ApiError, Informer, KubeClient
-from infra.lab.linkerd import httpd, inject
+from infra.lab.linkerd import httpd, inject, serving
 from infra.lab.linkerd.flags import parse_flags
 from infra.lab.linkerd.gotext import log_line
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 ROOTS_FILE = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
 VALUES_FILE = "/var/run/linkerd/config/values"
-TLS_MOUNT = "/var/run/linkerd/tls"
 PORT = 8443
 ADMIN_PORT = 9995
 
@@ -36,9 +34,7 @@ async def program(container: Container) -> int:
     namespaces = Informer(client, "/api/v1/namespaces")
     try:
         injector = Injector(container, client, namespaces)
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        mount = container.path(TLS_MOUNT)
-        tls.load_cert_chain(mount / "tls.crt", mount / "tls.key")
+        tls = serving.load(container)
         await namespaces.synced()
         webhook = await httpd.start(container.ip, PORT, injector.handle, tls=tls)
         admin = await httpd.start(container.ip, ADMIN_PORT, injector.admin)
@@ -46,7 +42,7 @@ async def program(container: Container) -> int:
         container.log(log_line(datetime.now(UTC), "fatal", f"failed to read TLS secrets: {error}"))
         await namespaces.stop()
         return 1
-    watcher = asyncio.create_task(_follow_certificate(container, tls))
+    watcher = asyncio.create_task(serving.follow(container, tls))
     container.log(log_line(datetime.now(UTC), "info", f"listening at :{PORT}"))
     container.set_ready(True)
     try:
@@ -141,21 +137,3 @@ class Injector:
 
     def _log(self, level: str, message: str) -> None:
         self._container.log(log_line(datetime.now(UTC), level, message))
-
-
-async def _follow_certificate(container: Container, tls: ssl.SSLContext) -> None:
-    """Serve with a new certificate as soon as the mount has one, without a restart."""
-    mount = container.path(TLS_MOUNT)
-    seen = (mount / "tls.crt").read_bytes()
-    while True:
-        await asyncio.sleep(0.25)
-        try:
-            current = (mount / "tls.crt").read_bytes()
-            if current == seen:
-                continue
-            tls.load_cert_chain(mount / "tls.crt", mount / "tls.key")
-        except OSError as error:  # a mismatched pair is an ssl.SSLError, which is an OSError
-            container.log(log_line(datetime.now(UTC), "warning", f"TLS secret not usable: {error}"))
-            continue
-        seen = current
-        container.log(log_line(datetime.now(UTC), "info", "Updated certificate"))

@@ -19,21 +19,11 @@ JSON = dict[str, Any]
 READY_SECONDS = 90.0
 
 
-def mint(
-    addresses: ServiceAddresses,
-    namespace: str = "linkerd",
-    *,
-    default_certificates: bool = False,
-    anchor_seconds: int = 0,
-    issuer_seconds: int = 0,
-) -> manifests.Material:
-    """A new root, issuer and webhook certificate, and addresses for the two services.
-
-    Args:
-        default_certificates: Root and issuer are one certificate, as `linkerd install` makes it by itself.
-        anchor_seconds: Life of the root, from now; 0 for ten years (or the year of the default).
-        issuer_seconds: Life of the issuer; 0 for a year. It may outlive its root: nothing clamps it in the field.
-    """
+def mint(addresses: ServiceAddresses, options: manifests.Options) -> manifests.Material:
+    """A new root and issuer with the lives that the options give them, a pair for each webhook, and addresses for the
+    two services. An issuer may outlive its root: nothing clamps it in the field."""
+    namespace, default_certificates = options.namespace, options.default_certificates
+    anchor_seconds, issuer_seconds = options.anchor_seconds, options.issuer_seconds
     now = datetime.now(UTC)
     root_life = {"lifetime": timedelta(seconds=anchor_seconds)} if anchor_seconds else {}
     life = {"lifetime": timedelta(seconds=issuer_seconds)} if issuer_seconds else {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
-from infra.lab.linkerd import hook_manifests, sidecar, workload
+from infra.lab.linkerd import hook_manifests, sidecar, versions, workload
 from infra.lab.linkerd.flags import format_duration
 from infra.lab.linkerd.issuer import SCHEME_FILES
 from infra.lab.linkerd.proxy import MIN_REFRESH
@@ -39,12 +39,13 @@ class Options:
         skew_seconds: `identity.issuer.clockSkewAllowance`; a real one has 20.
         min_refresh: Floor of the proxies' renewal interval, a Go duration (LINKERD2_PROXY_IDENTITY_MIN_REFRESH).
         scheme: linkerd.io/tls or kubernetes.io/tls: which keys of the issuer Secret are read.
-        native_sidecar: `proxy.nativeSidecar`, true by default since 2.20.
+        native_sidecar: `proxy.nativeSidecar`, as the version has it by default unless told.
         cli_install: Whether the Secret linkerd-config-overrides of a CLI installation exists.
         default_certificates: As `linkerd install` without certificates: one self-signed one is both root and issuer.
         anchor_seconds: Life of the trust anchor from the installation on, for tests of its end; 0 for years.
         issuer_seconds: The same of the issuer.
         replicas: Of each control-plane Deployment.
+        identity_annotations: Of identity's pods: how it is to misbehave (`infra.lab.linkerd.identity`).
         viz: Whether there is the extension, with tap and tap-injector.
         failure_policy: `webhookFailurePolicy`: Ignore, or Fail as in a highly available installation.
         stale_policy_validator: It never reads a renewed Secret (linkerd2 issue 7519).
@@ -58,12 +59,13 @@ class Options:
     skew_seconds: int = 1
     min_refresh: str = "1s"
     scheme: str = "linkerd.io/tls"
-    native_sidecar: bool = True
+    native_sidecar: bool | None = None
     cli_install: bool = True
     default_certificates: bool = False
     anchor_seconds: int = 0
     issuer_seconds: int = 0
     replicas: int = 1
+    identity_annotations: tuple[tuple[str, str], ...] = ()
     viz: bool = False
     failure_policy: str = "Ignore"
     stale_policy_validator: bool = False
@@ -72,12 +74,22 @@ class Options:
     @property
     def sidecar(self) -> SidecarConfig:
         """What the proxies get of it."""
-        return SidecarConfig(self.namespace, self.version, self.trust_domain, self.native_sidecar, self.min_refresh)
+        return SidecarConfig(self.namespace, self.version, self.trust_domain, self.native, self.min_refresh)
+
+    @property
+    def native(self) -> bool:
+        """Whether proxies are native sidecars."""
+        if self.native_sidecar is None:
+            return versions.native_by_default(self.version)
+        return self.native_sidecar and versions.knows_native(self.version)
 
 
 @dataclass(frozen=True)
 class Material:
-    """Keys of an installation, and the loopback addresses of its two services; `hooks`: Secret -> pair of the others."""
+    """Keys of an installation, and the loopback addresses of its two services.
+
+    `hooks` has the pairs of the webhooks beside the injector's, by the names of their Secrets.
+    """
 
     root: pki.KeyPair
     issuer: pki.KeyPair
@@ -110,7 +122,7 @@ def values(options: Options, material: Material) -> JSON:
             },
         },
         "proxy": {
-            "nativeSidecar": options.native_sidecar,
+            **({"nativeSidecar": options.native} if versions.knows_native(options.version) else {}),
             "additionalEnv": [{"name": MIN_REFRESH, "value": options.min_refresh}] if options.min_refresh else [],
         },
     }

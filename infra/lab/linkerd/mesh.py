@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from infra.lab.kubelet.runtime import PROGRAMS, Container, Programs
-from infra.lab.linkerd import identity, injector
+from infra.lab.linkerd import hooks, identity, injector
 from infra.lab.linkerd.proxy import INBOUND_PORT, LOCAL_NAME, TRUST_ANCHORS, Proxy
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from infra.lab.linkerd.material import Material
 
 CONTROLLER_IMAGE = "cr.l5d.io/linkerd/controller"
+POLICY_IMAGE = "cr.l5d.io/linkerd/policy-controller"
+TAP_IMAGE = "cr.l5d.io/linkerd/tap"
 PROXY_IMAGE = "cr.l5d.io/linkerd/proxy"
 INIT_IMAGE = "cr.l5d.io/linkerd/proxy-init"
 
@@ -35,6 +37,10 @@ class Mesh:
         """Make the kubelets of this process run Linkerd's containers."""
         programs.register(CONTROLLER_IMAGE, identity.program, first_arg="identity")
         programs.register(CONTROLLER_IMAGE, injector.program, first_arg="proxy-injector")
+        programs.register(CONTROLLER_IMAGE, hooks.SP_VALIDATOR.program, first_arg="sp-validator")
+        programs.register(POLICY_IMAGE, hooks.POLICY_VALIDATOR.program)
+        programs.register(TAP_IMAGE, hooks.TAP.program, first_arg="api")
+        programs.register(TAP_IMAGE, hooks.TAP_INJECTOR.program, first_arg="injector")
         programs.register(CONTROLLER_IMAGE, _serve_nothing)
         programs.register(INIT_IMAGE, _exit_at_once)
         programs.register(PROXY_IMAGE, self._run_proxy)
@@ -78,7 +84,7 @@ class Mesh:
 
 
 async def _serve_nothing(container: Container) -> int:
-    """linkerd-destination, sp-validator, policy: they only have to be there."""
+    """linkerd-destination only has to be there."""
     container.set_ready(True)
     await container.stopping.wait()
     return 0

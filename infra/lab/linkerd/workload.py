@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
-from infra.lab.linkerd import identity, injector, sidecar
+from infra.lab.linkerd import hooks, identity, injector, serving, sidecar, versions
 from infra.lab.linkerd.flags import format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from infra.lab.linkerd.manifests import Options
 
 JSON = dict[str, Any]
@@ -23,17 +25,27 @@ def deployments(options: Options, bundle: str) -> list[JSON]:
     """The Deployments; their proxies take the roots from the ConfigMap, and the bundle's hash is in the template."""
     return [
         _deployment(options, bundle, "identity", _identity(options), _identity_volumes()),
-        _deployment(options, bundle, "destination", _destination(options), []),
+        _deployment(
+            options, bundle, "destination", _destination(options), _destination_volumes(), _validators(options)
+        ),
         _deployment(options, bundle, "proxy-injector", _injector(options), _injector_volumes()),
     ]
 
 
-def _deployment(options: Options, bundle: str, component: str, container: JSON, volumes: list[JSON]) -> JSON:
+def _deployment(
+    options: Options,
+    bundle: str,
+    component: str,
+    container: JSON,
+    volumes: list[JSON],
+    others: Sequence[JSON] = (),
+) -> JSON:
     name = f"linkerd-{component}"
     is_identity = component == "identity"
     # A native sidecar in identity's own pod would wait for a certificate before identity could start.
-    native = options.native_sidecar and not is_identity
-    ports = ",".join(str(port["containerPort"]) for port in container["ports"])
+    native = options.native and not is_identity
+    containers = [container, *others]
+    ports = ",".join(str(port["containerPort"]) for each in containers for port in each["ports"])
     proxy = sidecar.proxy_container(
         options.sidecar, sidecar.referenced_roots(), native=native, ports=ports, local_identity=is_identity
     )
@@ -51,13 +63,14 @@ def _deployment(options: Options, bundle: str, component: str, container: JSON, 
                 "linkerd.io/proxy-version": options.version,
                 "linkerd.io/trust-root-sha256": sidecar.trust_root_sha256(bundle + "\n"),
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+                **(dict(options.identity_annotations) if is_identity else {}),
             },
         },
         "spec": {
             "serviceAccountName": name,
             "nodeSelector": {"kubernetes.io/os": "linux"},
             "initContainers": [sidecar.init_container(options.sidecar)] + ([proxy] if native else []),
-            "containers": [container] if native else [container, proxy],
+            "containers": containers if native else [*containers, proxy],
             "volumes": [*volumes, *sidecar.volumes()],
         },
     }
@@ -92,7 +105,9 @@ def _container(options: Options, name: str, args: list[str], ports: dict[str, in
         "image": f"cr.l5d.io/linkerd/controller:{options.version}",
         "imagePullPolicy": "IfNotPresent",
         "args": args,
-        "ports": [{"containerPort": port, "name": label} for label, port in ports.items()],
+        "ports": [
+            {"containerPort": port, "name": versions.port_name(options.version, label)} for label, port in ports.items()
+        ],
         "volumeMounts": mounts,
     }
 
@@ -113,7 +128,7 @@ def _identity(options: Options) -> JSON:
         {"mountPath": identity.ISSUER_MOUNT, "name": "identity-issuer"},
         {"mountPath": identity.ROOTS_FILE.rpartition("/")[0] + "/", "name": "trust-roots"},
     ]
-    return _container(options, "identity", args, {"identity-grpc": 8080, "identity-admin": 9990}, mounts)
+    return _container(options, "identity", args, {"ident-grpc": 8080, "ident-admin": 9990}, mounts)
 
 
 def _identity_volumes() -> list[JSON]:
@@ -128,12 +143,42 @@ def _destination(options: Options) -> JSON:
     return _container(options, "destination", args, {"dest-grpc": 8086, "dest-admin": 9996}, [])
 
 
+def _validators(options: Options) -> list[JSON]:
+    """Beside destination in its pod: the one in Go is its own program, the one in Rust an image of its own."""
+    profiles = _container(
+        options, "sp-validator", ["sp-validator", "-log-level=info", "-log-format=plain"],
+        {"sp-validator": hooks.SP_VALIDATOR_PORT, "spval-admin": 9997},
+        [{"mountPath": serving.TLS_MOUNT, "name": "sp-tls", "readOnly": True}],
+    )  # fmt: skip
+    policy = _container(
+        options, "policy",
+        [
+            "--admin-addr=0.0.0.0:9990", f"--control-plane-namespace={options.namespace}", "--grpc-addr=0.0.0.0:8090",
+            f"--server-addr=0.0.0.0:{hooks.POLICY_PORT}", f"--server-tls-key={serving.TLS_MOUNT}/tls.key",
+            f"--server-tls-certs={serving.TLS_MOUNT}/tls.crt",
+        ],
+        {"policy-grpc": 8090, "policy-admin": 9990, "policy-https": hooks.POLICY_PORT},
+        [{"mountPath": serving.TLS_MOUNT, "name": "policy-tls", "readOnly": True}],
+    )  # fmt: skip
+    policy["image"] = f"cr.l5d.io/linkerd/policy-controller:{options.version}"
+    if options.stale_policy_validator:
+        policy["env"] = [{"name": serving.NO_RELOAD_ENV, "value": "true"}]
+    return [profiles, policy]
+
+
+def _destination_volumes() -> list[JSON]:
+    return [
+        {"name": "sp-tls", "secret": {"secretName": "linkerd-sp-validator-k8s-tls"}},
+        {"name": "policy-tls", "secret": {"secretName": "linkerd-policy-validator-k8s-tls"}},
+    ]
+
+
 def _injector(options: Options) -> JSON:
     args = ["proxy-injector", "-log-level=info", f"-linkerd-namespace={options.namespace}"]
     mounts: list[JSON] = [
         {"mountPath": injector.VALUES_FILE.rpartition("/")[0], "name": "config"},
         {"mountPath": injector.ROOTS_FILE.rpartition("/")[0], "name": "trust-roots"},
-        {"mountPath": injector.TLS_MOUNT, "name": "tls", "readOnly": True},
+        {"mountPath": serving.TLS_MOUNT, "name": "tls", "readOnly": True},
     ]
     ports = {"proxy-injector": injector.PORT, "injector-admin": injector.ADMIN_PORT}
     return _container(options, "proxy-injector", args, ports, mounts)

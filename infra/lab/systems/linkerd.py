@@ -40,13 +40,7 @@ class Linkerd:
         """The control plane; see `System.install`."""
         if await install.is_installed(client, self._options.namespace):
             return False
-        material = install.mint(
-            addresses,
-            self._options.namespace,
-            default_certificates=self._options.default_certificates,
-            anchor_seconds=self._options.anchor_seconds,
-            issuer_seconds=self._options.issuer_seconds,
-        )
+        material = install.mint(addresses, self._options)
         await install.install(client, self._options, material)
         return True
 
