@@ -78,7 +78,9 @@ def rotate_intermediate(
     persist_result=False,
     log_prints=False,
 )
-def redate_root(domain: TrustDomain, rotation: str | None = None, take_over: bool = False) -> Outcome:
+def redate_root(
+    domain: TrustDomain, rotation: str | None = None, take_over: bool = False, forward: bool = False
+) -> Outcome:
     """Give a self-signed root another life: `root-transition.sh`, with the same key and the same name byte for byte.
 
     Cures an end that comes near, and no theft: for another key, rotate the root. It is asked for once.
@@ -87,9 +89,10 @@ def redate_root(domain: TrustDomain, rotation: str | None = None, take_over: boo
         domain: The trust domain: its clusters, control plane, vault and policy (`root_validity` is the new life).
         rotation: Id of this rotation; an unfinished one is gone on with, else a new one is named after today.
         take_over: Go on with a rotation that another, unfinished run has claimed: only if that run is never to go on.
+        forward: Turn a re-date that is being rolled back, and go forward again; it is asked for anew.
     """
     with running(domain, rotation, take_over=take_over, kind="re-date") as opened:
-        steps.face_forward(opened)
+        steps.face_forward(opened, again=forward)
         with opened.phase(Phase.PREPARE):
             await_gate(opened, Phase.PREPARE)  # check-root, check-version: (+) and everything that can be read
             steps.preflight(opened)

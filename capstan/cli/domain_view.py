@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capstan.cli.output import stdout
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.pki.bundle import Bundle
 from capstan.rotation import hooks
+from capstan.rotation.opening import new_record, of_another_kind
+from capstan.rotation.preparing import no_key, root_with_key, signing_root_of
 from capstan.rotation.session import OLD_ROOTS, plan_policy
 from capstan.rotation.turning import aim_of
 from capstan.systems.base import observe_domain
@@ -20,8 +23,12 @@ from capstan.trust.aim import Aim, RootAim
 from capstan.trust.hooks import HookAim
 from capstan.trust.plan import Plan
 from capstan.trust.safety import Unsafe, Verdict
+from capstan.vaults.opening import open_vault
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from capstan.cluster.record import Kind
     from capstan.config import TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.trust.observation import Observation
@@ -83,6 +90,7 @@ def print_verdict(verdict: Verdict) -> None:
     reasons = [str(pair) for pair in verdict.pairs]
     reasons += [f"{name} cannot be read: {why}" for name, why in verdict.unreadable]
     reasons += [f"{name} presents a leaf {when}" for name, when in verdict.expired]
+    reasons += verdict.signing_faults
     console.print(f"not safe, for {len(reasons)} reason(s):")
     for reason in reasons[:_SHOWN]:
         console.print(f"  {reason}")
@@ -91,46 +99,76 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 @contextmanager
-def viewed(domain: TrustDomain, *, webhooks: bool = False) -> Iterator[DomainView]:
+def viewed(domain: TrustDomain, kind: Kind | None = None) -> Iterator[DomainView]:
     """Read record and clusters.
 
-    A finished rotation is the past: the plan is then for a next one, away from the roots of today.
+    A finished rotation is the past: the plan is then for a next one, from what there is today.
 
     Args:
-        webhooks: A next one would be of Linkerd's webhook certificates. One under way is shown whatever it is of.
+        kind: What a rotation would be of; None for whatever is under way, and for a next one the roots.
 
     Raises:
+        InvalidInput: A rotation of another kind is under way; it would have to be finished first.
+        GateRefused: A rotation of this kind cannot begin here.
         CapstanError: A cluster cannot be read.
     """
     clusters, systems = open_systems(domain)
     try:
-        records = [RecordStore(cluster, domain.name).load() for cluster in clusters.values()]
+        stores = {name: RecordStore(cluster, domain.name) for name, cluster in clusters.items()}
+        records = [store.load() for store in stores.values()]
         record = next((r for r in records if r and r.finished is None), next((r for r in records if r), None))
         under_way = record if record is not None and record.finished is None else None
-        if under_way is not None and under_way.direction == "back" and not under_way.new:
-            under_way = None  # nothing was minted, so there is nothing left to do but to close the record
-        known: list[Certificate] = []
+        # Where nothing was minted and it goes back, there is nothing left to do but to close the record; and what has
+        # expired takes the place of whatever can go neither on nor back because of it.
+        ends = under_way is not None and (
+            (under_way.direction == "back" and not under_way.new) or (kind == "expired" != under_way.kind)
+        )
+        begun = None if ends else under_way
+        if begun is not None and kind is not None and begun.kind != kind:
+            raise of_another_kind(begun, kind, ", ".join(store.where for store in stores.values()))
         remarks: tuple[str, ...] = ()
-        if under_way is not None and under_way.kind == "webhooks":
-            systems = hooks.of_record(domain, clusters, under_way)
-        elif under_way is None and webhooks:
+        if begun is None and kind == "webhooks":
             systems = found = hooks.present(domain, clusters)
             remarks = tuple(remark for hook in found.values() for remark in hooks.preview(hook))
-        if under_way:
-            known.extend(Bundle.parse(under_way.notes[OLD_ROOTS], "rotation record"))
+        elif begun is not None and begun.kind == "webhooks":
+            systems = hooks.of_record(domain, clusters, begun)
+        elif begun is None and kind is not None and kind != "anchor":
+            begun = new_record(domain, "next", systems, stores, lambda: datetime.now(UTC), kind)
+        known = [*Bundle.parse(begun.notes[OLD_ROOTS], "rotation record")] if begun else []
         observation = observe_domain(tuple(systems.values()), known)
         certificates = {certificate.fingerprint: certificate for certificate in known}
         for system in systems.values():
             certificates.update(system.certificates())
-        aim: Aim = RootAim(frozenset(r for c in observation.clusters for r in c.bundle), None)
-        if under_way:
-            aim = aim_of(under_way)
-        elif webhooks:
+        if begun is not None:
+            if begun.kind == "issuer" and not begun.issuers:
+                remarks = _require_signer(domain, Bundle.of(*known), observation, certificates)
+            aim = aim_of(begun)
+        elif kind == "webhooks":
             aim = HookAim({hook.name: hook.bundle for hook in observation.clusters}, {}, {})
-        back = under_way is not None and under_way.direction == "back"
-        turned = under_way is not None and under_way.turn > 1
+        else:
+            aim = RootAim(frozenset(r for c in observation.clusters for r in c.bundle), None)
+        back = begun is not None and begun.direction == "back"
+        turned = begun is not None and begun.turn > 1
         planned = aim.plan(observation, plan_policy(domain), back=back, turned=turned)
         yield DomainView(domain, record, observation, planned, certificates, aim, remarks)
     finally:
         for cluster in clusters.values():
             cluster.close()
+
+
+def _require_signer(
+    domain: TrustDomain, roots: Bundle, seen: Observation, certificates: Mapping[str, Certificate]
+) -> tuple[str, ...]:
+    """Refuse an issuer that nobody can sign, as the rotation would in its first phase; where it is asked for, say so.
+
+    A local vault that is not there yet is not made for the question: it holds no key.
+    """
+    issuers = {c.name: certificates[c.issuer.fingerprint] for c in seen.clusters if c.issuer is not None}
+    root = signing_root_of(roots, issuers)
+    url = domain.vault_url()
+    if domain.policy.offline_root:
+        return (f"the new issuers are signed by the offline root {root.common_name or root.subject} (capstan sign)",)
+    if url.startswith("local:") and not Path(url.removeprefix("local:")).exists():
+        raise no_key(root, url)
+    root_with_key(open_vault(url), domain.name, roots, issuers)
+    return ()

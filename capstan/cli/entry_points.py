@@ -32,7 +32,7 @@ class What(StrEnum):
     """Whatever of Linkerd's has expired: anchor, issuer or leaves. Downtime is unavoidable."""
     WEBHOOKS = "webhooks"
     """The serving certificates of Linkerd's webhooks; no root and no workload is concerned."""
-    REDATE = "re-date"
+    RE_DATE = "re-date"
     """The end of Istio's self-signed root: the same key and the same name, with another life."""
 
 
@@ -51,7 +51,7 @@ _ROTATE: Final = {
     (System.LINKERD, What.EXPIRED): "replace_expired",
     (System.ISTIO, What.ROOT): "rotate_root",
     (System.ISTIO, What.INTERMEDIATE): "rotate_intermediate",
-    (System.ISTIO, What.REDATE): "redate_root",
+    (System.ISTIO, What.RE_DATE): "redate_root",
     (System.AKS_ISTIO, What.ROOT): "rotate_root",
     (System.AKS_ISTIO, What.INTERMEDIATE): "rotate_intermediate",
 }
@@ -64,7 +64,7 @@ _KINDS: Final[Mapping[What, Kind]] = {
     What.ISSUER: "issuer",
     What.EXPIRED: "expired",
     What.WEBHOOKS: "webhooks",
-    What.REDATE: "re-date",
+    What.RE_DATE: "re-date",
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 from rich.text import Text
 
 from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed
+from capstan.cli.entry_points import What, kind_of, require_rotation
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
 from capstan.trust.plan import Plan, Step, StepKind
@@ -16,14 +17,23 @@ from capstan.trust.safety import Unsafe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from capstan.cluster.record import Kind
     from capstan.pki.inspect import Certificate
     from capstan.trust.observation import Observation
+
+_OF: Final[Mapping[Kind, str]] = {
+    "anchor": "",
+    "issuer": " of the issuers",
+    "re-date": " of the root's end",
+    "webhooks": " of webhook certificates",
+    "expired": " of what has expired",
+}
 
 
 def plan(
     options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
     *,
-    what: Literal["root", "webhooks"] = "root",
+    what: What | None = None,
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
 ) -> int:
     """Show the steps of a rotation from the present state, changing nothing; exit 2 because changes are pending.
@@ -33,11 +43,14 @@ def plan(
     Parameters
     ----------
     what
-        What a new rotation would be of: root, or webhooks (Linkerd). One under way is shown whatever it is of.
+        As for `capstan rotate`; by default whatever is under way, and for a new rotation the root.
     output
         table, json or yaml.
     """
-    with viewed(options.resolve(), webhooks=what == "webhooks") as view:
+    domain = options.resolve()
+    if what is not None:
+        require_rotation(domain.system, what)
+    with viewed(domain, kind_of(what) if what else None) as view:
         if output in (Output.JSON, Output.YAML):
             print_data(view.plan.as_json(), output)
         else:
@@ -50,7 +63,7 @@ def plan(
 
 def _print(view: DomainView) -> None:
     under_way = view.record if view.record is not None and view.record.finished is None else None
-    what = f"rotation {under_way.rotation_id}" if under_way else "a new rotation"
+    what = (f"rotation {under_way.rotation_id}" if under_way else "a new rotation") + _OF[view.plan.kind]
     turned = f" ({direction(under_way)})" if under_way and direction(under_way) else ""
     back = under_way is not None and under_way.direction == "back"
     title = f"Plan of {what} of trust domain {view.domain.name}{turned}"

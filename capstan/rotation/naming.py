@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from capstan.config import System
 
 if TYPE_CHECKING:
+    from capstan.cluster.record import Kind
     from capstan.pki.inspect import Certificate
 
 _IDENTITY: Final = "identity."  # of Linkerd's issuer: identity.NAMESPACE.TRUST-DOMAIN, and of its root root.…
@@ -48,3 +49,11 @@ def issuer_name(system: System, cluster: str, present: Certificate) -> str:
 def _organization(certificate: Certificate) -> str:
     found = certificate.raw.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     return str(found[0].value) if found else ""
+
+
+def rotate_command(system: System, kind: Kind) -> str:
+    """What takes a rotation of this kind forward on the command line; its id and the like come after it."""
+    if kind == "anchor":
+        return "capstan rotate"
+    what = "intermediate" if kind == "issuer" and system is not System.LINKERD else kind
+    return f"capstan rotate --what {what}"

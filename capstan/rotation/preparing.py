@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from capstan.cluster.record import RotationRecord
+    from capstan.pki.bundle import Bundle
     from capstan.pki.inspect import Certificate
     from capstan.pki.mint import Minted
     from capstan.rotation.material import Target
     from capstan.rotation.session import Rotation
     from capstan.systems.base import CheckResult
+    from capstan.vaults.base import Vault
 
 # A pod that is just coming or going fails a check for a moment; a mesh that is not healthy fails it each time.
 FURTHER_LOOKS = 2
@@ -85,7 +87,8 @@ def mint(rotation: Rotation) -> None:
             )  # fmt: skip
         else:
             target = material.mint_issuers(
-                rotation.vault, _present_root_with_key(rotation, issuers), domain=domain.name, rotation=rotation.id,
+                rotation.vault, root_with_key(rotation.vault, domain.name, rotation.original, issuers),
+                domain=domain.name, rotation=rotation.id,
                 names=names, policy=policy, now=now,
             )  # fmt: skip
         keep_target(rotation, target)
@@ -127,23 +130,37 @@ def _with_minted(
     )
 
 
-def _present_root_with_key(rotation: Rotation, issuers: Mapping[str, Certificate]) -> Minted:
-    """The root that the issuers are under, with its key."""
-    root = signing_root_of(rotation, issuers)
-    found = material.signing_root(rotation.vault, root, domain=rotation.domain.name)
+def root_with_key(vault: Vault, domain: str, roots: Bundle, issuers: Mapping[str, Certificate]) -> Minted:
+    """The root that the issuers are under, with its key: it signs new ones.
+
+    Args:
+        domain: Name of the trust domain.
+        roots: As they are trusted.
+        issuers: Cluster -> its issuer.
+
+    Raises:
+        GateRefused: As `signing_root_of`; or its key is not in the vault.
+    """
+    root = signing_root_of(roots, issuers)
+    found = material.signing_root(vault, root, domain=domain)
     if found is None:
-        raise GateRefused(
-            "no new issuer can be minted: the present root's key is not in the vault",
-            where=f"root {root.common_name or root.subject} {root.fingerprint[:16]}, vault {rotation.vault.url}",
-            observed="no usable entry of this trust domain with that certificate and its key",
-            expected="the vault that the root was minted into; or a root that is kept offline",
-            next_command="use that vault (--vault); or set policy offline_root: true, and sign with `capstan sign`; "
-            "or give the domain another root: capstan rotate",
-        )
+        raise no_key(root, vault.url)
     return found
 
 
-def signing_root_of(rotation: Rotation, issuers: Mapping[str, Certificate]) -> Certificate:
+def no_key(root: Certificate, vault: str) -> GateRefused:
+    """A vault does not hold the key of the root that is to sign."""
+    return GateRefused(
+        "no new issuer can be minted: the present root's key is not in the vault",
+        where=f"root {root.common_name or root.subject} {root.fingerprint[:16]}, vault {vault}",
+        observed="no usable entry of this trust domain with that certificate and its key",
+        expected="the vault that the root was minted into; or a root that is kept offline",
+        next_command="use that vault (--vault); or set policy offline_root: true, and sign with `capstan sign`; "
+        "or give the domain another root: capstan rotate",
+    )
+
+
+def signing_root_of(roots: Bundle, issuers: Mapping[str, Certificate]) -> Certificate:
     """The present root, under which new issuers can be had.
 
     On a later run the issuers may be the new ones already: they are under the same root.
@@ -151,7 +168,6 @@ def signing_root_of(rotation: Rotation, issuers: Mapping[str, Certificate]) -> C
     Raises:
         GateRefused: A cluster signs with the root itself: there is no issuer to be replaced.
     """
-    roots = rotation.original
     signing = {name: issuer for name, issuer in issuers.items() if issuer.fingerprint in roots.fingerprints}
     if signing:
         raise GateRefused(
