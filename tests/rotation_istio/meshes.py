@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.rotation.points import listed
 from tests.rotation.rotations import Rotations, wait_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.rotation.runner import Ran, Runner
     from tests.support.labs import RunningLab
 
 # Leaves live long enough that an istiod that is slow on a busy machine costs nobody its leaf.
 LEAF_SECONDS = 30
 SMALL = ("--size", "small", "--leaf-seconds", str(LEAF_SECONDS), "--probes-per-second", "30")
+
+# Renewals of the lock and looks come as often as the clock has them come; a slow istiod is restarted once more.
+BY_THE_CLOCK = ("lock renewed", "account look", "account handshakes")
+
+
+def require_listed_points(ran: Ran, name: str) -> None:
+    """A clean run passed exactly the points of a list, each once: what the kill chains kill at is all there is.
+
+    Args:
+        name: Of the list, in this folder.
+    """
+    points = listed(Path(__file__).with_name(name))
+    passed = [
+        point
+        for point in ran.passed
+        if not any(word in point for word in BY_THE_CLOCK) and not ("PATCH" in point and "#" in point)
+    ]
+    assert (set(points) - set(passed), set(passed) - set(points)) == (set(), set()), "(not met, not listed)"
+    assert len(passed) == len(points)
 
 
 class Turned(Rotations):

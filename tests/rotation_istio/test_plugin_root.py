@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.rotation_istio.meshes import require_listed_points
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,6 +27,7 @@ def test_a_root_is_turned_and_every_proxy_real_envoys_among_them_holds_exactly_t
     ran = case.run()
     case.require_finished(ran)
     assert ran.data["old_root_refused"] is True
+    require_listed_points(ran, "points.txt")
     # Run again, it finds nothing to do and writes nothing.
     version = case.secret("cacerts")["metadata"]["resourceVersion"]
     again = case.run()

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900), pyte
 @pytest.mark.parametrize(
     "lab",
     [
-        # Before 1.15 nothing of `cacerts` is reloaded: istiod is restarted.
+        # Before 1.18 nothing of `cacerts` is reloaded without AUTO_RELOAD_PLUGIN_CERTS: istiod is restarted.
         pytest.param(("--istio-version", "1.14.6"), id="1.14 restarts"),
         # Roots are not reloaded without ISTIO_MULTIROOT_MESH: restarted for them, but not for the intermediate.
         pytest.param(("--istio-version", "1.22.8"), id="1.22 without multiroot"),

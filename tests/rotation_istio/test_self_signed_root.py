@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from capstan.pki.bundle import Bundle
+from tests.rotation_istio.meshes import require_listed_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ def test_a_root_gets_a_new_end_and_keeps_key_and_name_byte_for_byte(turned: Call
         home=case.home, kubeconfig=case.lab.kubeconfig,
     )  # fmt: skip
     assert ran.code == 0, ran.stderr[-3000:]
+    require_listed_points(ran, "points-redate.txt")
     after = signer(case)
     assert after.fingerprint != before.fingerprint
     assert after.spki_sha256 == before.spki_sha256
@@ -47,6 +49,8 @@ def test_a_root_gets_a_new_end_and_keeps_key_and_name_byte_for_byte(turned: Call
 def test_a_new_key_goes_by_way_of_cacerts_and_drops_nobody(turned: Callable[..., Turned]) -> None:
     case = turned()
     kept = case.secret("istio-ca-secret")
-    case.require_finished(case.run())
+    ran = case.run()
+    case.require_finished(ran)
+    require_listed_points(ran, "points-new-key.txt")
     assert case.secret("istio-ca-secret")["data"] == kept["data"]
     assert set(case.secret("cacerts")["data"]) >= {"ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"}

@@ -1,7 +1,7 @@
 """The plug-in CA of upstream Istio: Secret `cacerts`, mounted at /etc/cacerts.
 
 It is replaced under the version it was read with, all entries in one write, never deleted: an istiod that starts while
-there is none makes itself a new self-signed CA (before 1.27) or does not start (since).
+there is none makes itself a new self-signed CA.
 """
 
 from __future__ import annotations

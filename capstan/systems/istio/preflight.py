@@ -50,14 +50,14 @@ def verify_files(files: CaFiles, key: PrivateKey, where: str, *, now: datetime, 
             told apart by every proxy.
         VerificationFailed: The signing CA does not verify against the roots.
     """
-    # 1. The set is complete. Before 1.27 an istiod with a part of it makes itself a self-signed CA without a word.
+    # 1. The set is complete. Before 1.26.1 an istiod that lacks the key makes itself a self-signed CA without a word.
     for name, text in (("root-cert.pem", files.root_cert), ("ca-cert.pem", files.ca_cert),
                        ("cert-chain.pem", files.cert_chain)):  # fmt: skip
         if not text.strip():
             raise InvalidPem(
                 "the set of files is not complete", where=where, observed=f"no {name}",
                 expected="root-cert.pem, ca-cert.pem, ca-key.pem and cert-chain.pem: an istiod with a part of them "
-                "refuses to start (1.27 and newer), or makes itself a new self-signed CA (older)",
+                "refuses to start, or (before 1.26.1, without ca-key.pem) makes itself a new self-signed CA",
             )  # fmt: skip
     roots = Bundle(certificates_of(files.root_cert, f"root-cert.pem of {where}"))
     signer = _first(files.ca_cert, f"ca-cert.pem of {where}")

@@ -67,6 +67,22 @@ def present(cluster: Cluster, namespace: str) -> IssuerMaterial:
     return material
 
 
+def require_self_signed(cluster: Cluster, namespace: str) -> None:
+    """Refuse a mesh that another CA than the self-signed root signs for.
+
+    Raises:
+        GateRefused: A plug-in CA is in use, from a Secret or a Key Vault. NotFound: There is no control plane.
+    """
+    layout = read_layout(cluster, namespace)
+    if layout.mode not in (Mode.SELF_SIGNED, Mode.CITADEL) or layout.ca_secret != SELF_SIGNED:
+        raise GateRefused(
+            "the self-signed root is not what signs here",
+            where=f"secret {namespace}/{SELF_SIGNED} in cluster {cluster.name}",
+            observed=f"the CA comes from {layout.ca_secret or 'a Key Vault'}", expected=f"from {SELF_SIGNED}",
+            next_command="capstan rotate",
+        )  # fmt: skip
+
+
 def redated(root: IssuerMaterial, validity: timedelta, now: datetime) -> Certificate:
     """The same root with another life: same key, same subject bytes, same extensions, a new serial number.
 
@@ -139,16 +155,10 @@ def ensure_redated(
         InvalidCertificate: Not the present root with another life. GateRefused: A plug-in CA is in use, so this Secret
             is not what signs. OwnedElsewhere, Conflict: As for every write. Nothing was written.
     """
-    layout = read_layout(cluster, namespace)
+    require_self_signed(cluster, namespace)
     secret = cluster.get(SECRETS, SELF_SIGNED, namespace)
     place = forms.place_of(secret)
     where = f"{place} in cluster {cluster.name}"
-    if layout.mode not in (Mode.SELF_SIGNED, Mode.CITADEL) or layout.ca_secret != SELF_SIGNED:
-        raise GateRefused(
-            "the self-signed root is not what signs here", where=where,
-            observed=f"the CA comes from {layout.ca_secret or 'a Key Vault'}", expected=f"from {SELF_SIGNED}",
-            next_command="capstan rotate",
-        )  # fmt: skip
     text, version = forms.text_of(secret, CA_CERT_KEY), str(secret["metadata"]["resourceVersion"])
     held = certificates_of(text, where)
     before = tuple(dict.fromkeys(each.fingerprint for each in held))
