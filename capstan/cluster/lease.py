@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DURATION: Final = 30.0
+_CONFLICTS: Final = 8  # in a row, with growing pauses between them
 _TIME: Final = "%Y-%m-%dT%H:%M:%S.%fZ"  # metav1.MicroTime
 
 
@@ -123,15 +124,20 @@ class LeaseLock:
 
         Raises:
             LockHeld: Somebody else holds it; says who and since when.
+            Conflict: It changes faster than it can be taken.
         """
         ensure_namespace(self.cluster)
-        until = self.cluster.clock() + wait
+        until, conflicts = self.cluster.clock() + wait, 0
         while True:
             began = self.cluster.clock()
             try:
                 taken = self._try()
-            except Conflict:
-                continue  # somebody wrote in between: look again
+            except Conflict:  # somebody wrote in between: look again
+                conflicts += 1
+                if conflicts == _CONFLICTS:
+                    raise
+                self.cluster.sleep(0.05 * conflicts)
+                continue
             except LockHeld:
                 if self.cluster.clock() >= until:
                     raise
