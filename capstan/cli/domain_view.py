@@ -15,6 +15,7 @@ from capstan.pki.bundle import Bundle
 from capstan.rotation import hooks
 from capstan.rotation.opening import new_record, of_another_kind
 from capstan.rotation.preparing import no_key, root_with_key, signing_root_of
+from capstan.rotation.redating import require_redatable
 from capstan.rotation.session import OLD_ROOTS, plan_policy
 from capstan.rotation.turning import aim_of
 from capstan.systems.base import observe_domain
@@ -142,6 +143,8 @@ def viewed(domain: TrustDomain, kind: Kind | None = None) -> Iterator[DomainView
         if begun is not None:
             if begun.kind == "issuer" and not begun.issuers:
                 remarks = _require_signer(domain, Bundle.of(*known), observation, certificates)
+            if begun.kind == "re-date" and not begun.issuers:
+                require_redatable(systems.values(), domain.policy.root_validity, observation.taken_at)
             aim = aim_of(begun)
         elif kind == "webhooks":
             aim = HookAim({hook.name: hook.bundle for hook in observation.clusters}, {}, {})

@@ -22,11 +22,12 @@ from capstan.trust.phase import Phase
 from capstan.vaults.material import Material
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime, timedelta
 
     from capstan.pki.inspect import Certificate
     from capstan.rotation.session import Rotation
-    from capstan.systems.base import IssuerMaterial
+    from capstan.systems.base import IssuerMaterial, TrustSystem
     from capstan.vaults.base import Reference
 
 
@@ -37,6 +38,7 @@ def mint_redated(rotation: Rotation) -> None:
 
     Raises:
         InvalidInput: This is no Istio, or the new root would not end later.
+        GateRefused: A plug-in CA is in use, so that this root is not what signs.
         InvalidCertificate: What signs is no self-signed root.
         Permanent, Retryable: As the vault and the clusters.
     """
@@ -46,6 +48,7 @@ def mint_redated(rotation: Rotation) -> None:
         domain, tags = rotation.domain, material.tags_of(rotation.domain.name, rotation.id)
         for name in rotation.systems:
             istio = _istio(rotation, name)
+            redate.require_self_signed(istio.cluster, istio.namespace)
             present = redate.present(istio.cluster, istio.namespace)
             watcher().step("re-date", f"{present.certificate.subject} of cluster {name}, into {rotation.vault.url}")
             if present.certificate.fingerprint == rotation.issuers_before.get(name):
@@ -93,6 +96,18 @@ def restart_redated(rotation: Rotation, cluster: str) -> None:
             seconds=rotation.domain.policy.restart_deadline.total_seconds(), on_progress=counting, now=rotation.now,
         )  # fmt: skip
         note_restarts(rotation, cluster, Phase.TRUST, "control plane", report, counting.ended)
+
+
+def require_redatable(systems: Iterable[TrustSystem], validity: timedelta, now: datetime) -> None:
+    """Refuse what `mint_redated` would refuse, before anything is made.
+
+    Raises:
+        As `mint_redated`.
+    """
+    for system in systems:
+        if isinstance(system, Istio):
+            redate.require_self_signed(system.cluster, system.namespace)
+            redate.redated(redate.present(system.cluster, system.namespace), validity, now)
 
 
 def _redated(present: IssuerMaterial, validity: timedelta, now: datetime) -> Material:

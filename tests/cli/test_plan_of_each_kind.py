@@ -6,7 +6,7 @@ import base64
 import json
 import sys
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -102,6 +102,31 @@ def istios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.stop()
 
 
+@pytest.fixture(scope="module")
+def self_signed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An istiod that made its own root, at whose Secret we look; nothing asks for a leaf."""
+    running = Running(tmp_path_factory.mktemp("self-signed"))
+    with closing(running.connect()) as cluster:
+        cluster.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system"}})
+        old = mint_root(RootPolicy("cluster.local", validity=timedelta(days=300)), 1, NOW)
+        data = {"ca-cert.pem": encoded(old.certificate.pem()), "ca-key.pem": encoded(old.key.pem().decode())}
+        cluster.create(SECRETS, {
+            "apiVersion": "v1", "kind": "Secret", "type": "istio.io/ca-root", "data": data,
+            "metadata": {"name": "istio-ca-secret", "namespace": "istio-system"},
+        })  # fmt: skip
+        labels = {"app": "istiod", "istio.io/rev": "default"}
+        cluster.create(DEPLOYMENTS, {
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "istiod", "namespace": "istio-system", "labels": labels},
+            "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "discovery", "image": "docker.io/istio/pilot:1.30.1"}]},
+            }},
+        })  # fmt: skip
+    yield running
+    running.stop()
+
+
 @pytest.fixture
 def plan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -125,6 +150,7 @@ def steps(out: str) -> list[str]:
     return [step["name"] for step in json.loads(out)["steps"]]
 
 
+OFFLINE = ("--system", "istio", "--offline-root")
 ISSUE = ["issue/switch-issuer", "issue/restart-control-plane", "issue/await-leaves"]
 
 
@@ -214,26 +240,34 @@ def test_a_rotation_under_way_is_shown_by_itself_and_refuses_another_kind_as_rot
     assert "rotation r-1 of the issuers alone, which is unfinished" in " ".join(err.split())
 
 
-def test_istios_intermediate_and_the_end_of_its_root_are_planned_from_the_live_mesh(
-    plan: Callable[..., Any], istios: Running
-) -> None:
-    given = ("--system", "istio", "--offline-root")
-    code, out, _ = plan(istios, *given, "--what", "intermediate", "-o", "json")
+def test_istios_intermediate_is_planned_from_the_live_mesh(plan: Callable[..., Any], istios: Running) -> None:
+    code, out, _ = plan(istios, *OFFLINE, "--what", "intermediate", "-o", "json")
     assert (code, steps(out)) == (2, ["prepare/mint", "issue/approve", *ISSUE])
-    code, out, _ = plan(istios, *given, "--what", "re-date", "-o", "json")
-    assert code == 2
+
+
+def test_the_end_of_a_root_that_does_not_sign_is_refused(plan: Callable[..., Any], istios: Running) -> None:
+    code, _, err = plan(istios, *OFFLINE, "--what", "re-date")
+    assert code == 3
+    assert "the self-signed root is not what signs here" in " ".join(err.split())
+
+
+def test_the_end_of_a_self_signed_root_is_planned_in_two_steps_and_a_wait(
+    plan: Callable[..., Any], self_signed: Running
+) -> None:
+    code, out, err = plan(self_signed, "--system", "istio", "--what", "re-date", "-o", "json")
+    assert code == 2, err
     assert steps(out) == [
         "prepare/mint", "trust/approve", "trust/re-date-root", "trust/restart-control-plane", "trust/gate-trust",
     ]  # fmt: skip
     assert json.loads(out)["decidedOn"]["kind"] == "re-date"
-    _, table, _ = plan(istios, *given, "--what", "re-date")
+    _, table, _ = plan(self_signed, "--system", "istio", "--what", "re-date")
     assert "a new rotation of the root's end" in table
     assert max(map(len, table.splitlines())) <= 100
 
 
 def test_leaves_that_are_renewed_by_restarts_are_a_step_more(plan: Callable[..., Any], istios: Running) -> None:
-    given = ("--system", "istio", "--offline-root", "--what", "intermediate", "--leaf-renewal", "restart")
-    assert "issue/restart-data-plane" in steps(plan(istios, *given, "-o", "json")[1])
+    given = ("--what", "intermediate", "--leaf-renewal", "restart", "-o", "json")
+    assert "issue/restart-data-plane" in steps(plan(istios, *OFFLINE, *given)[1])
 
 
 def test_nothing_is_written_by_any_plan(plan: Callable[..., Any], linkerds: Running) -> None:
