@@ -18,6 +18,7 @@
         ├── LockHeld               another rotation holds this cluster's Lease
         │   └── StillRunning       another process of this very run does
         ├── GateRefused            evidence contradicts going on; nothing was changed by the gate
+        │   └── IssuerNotTaken     what signs leaves does not take, or cannot sign with, the issuer it was given
         ├── GateTimedOut           a wait ran past its bound; names the stragglers
         ├── ApprovalRequired       a person has to decide before the flow goes on
         ├── ApprovalRejected       a person decided against it
@@ -178,6 +179,14 @@ class StillRunning(LockHeld):
 
 class GateRefused(Permanent):
     """Evidence contradicts going on; the gate changed nothing."""
+
+
+class IssuerNotTaken(GateRefused):
+    """A process that signs leaves does not take, or cannot sign with, the issuer that it was given.
+
+    What it has in memory may go on signing until it ends or the process does; the issuer has to be put right before
+    either.
+    """
 
 
 class GateTimedOut(Permanent):

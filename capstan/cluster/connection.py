@@ -160,12 +160,8 @@ class Connection:
         if body is not None:
             payload = json.dumps(body).encode()
             headers["Content-Type"] = content_type
-        timeout = urllib3.Timeout(connect=min(10.0, self.timeout), read=self.timeout)
         try:
-            response = self.request(method, path, query, headers=headers, body=payload, timeout=timeout)
-            data = response.data
-            if response.status >= 300:
-                self.refuse(response.status, data, response.headers, call)
+            data = self._answer(call, method, path, query, headers, payload)
             decoded = json.loads(data) if data else {}
         except HANDLED as error:
             raise translate(error, call) from error
@@ -174,6 +170,35 @@ class Connection:
                 call.what, where=call.where, observed=f"a JSON {type(decoded).__name__}", expected="a JSON object"
             )
         return decoded
+
+    def send_for_text(self, call: Call, path: str, query: Mapping[str, str]) -> str:
+        """A GET whose answer is plain text; what is no UTF-8 in it is replaced.
+
+        Raises:
+            CapstanError: As `send`.
+        """
+        try:
+            # The server judges what it is asked to accept before it knows what it will answer with.
+            data = self._answer(call, "GET", path, query, {"Accept": "application/json, */*"}, None)
+        except HANDLED as error:
+            raise translate(error, call) from error
+        return data.decode("utf-8", "replace")
+
+    def _answer(
+        self,
+        call: Call,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        payload: bytes | None,
+    ) -> bytes:
+        timeout = urllib3.Timeout(connect=min(10.0, self.timeout), read=self.timeout)
+        response = self.request(method, path, query, headers=headers, body=payload, timeout=timeout)
+        data: bytes = response.data
+        if response.status >= 300:
+            self.refuse(response.status, data, response.headers, call)
+        return data
 
     def request(
         self,

@@ -13,7 +13,7 @@ import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import urllib3.exceptions as u
 import websocket as w
@@ -37,6 +37,8 @@ _KEY_TEXT = re.compile(
     r"|LS0tLS1CRUdJTi[A-Za-z0-9+/=]+",  # base64 of `-----BEGIN`, as in a Secret's data
     re.DOTALL,
 )
+
+READ_LOGS: Final = "read the logs of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Call:
         verb = {"replace": "update"}.get(self.verb, self.verb)
         subresource = {"evict": "eviction", "port-forward": "portforward", "create token of": "token"}.get(self.verb)
         verb = "create" if subresource else verb
+        if self.verb == READ_LOGS:
+            verb, subresource = "get", "log"
         # A right may be given by name; an object that is yet to be created, or a collection, has none in a request.
         name = f"/{self.name}" if self.name and (subresource or verb != "create") else ""
         part = f" --subresource={subresource}" if subresource else ""

@@ -24,6 +24,7 @@ from capstan.cluster.resources import PODS
 from capstan.errors import ServerFault, Unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from capstan.cluster.client import Cluster
@@ -130,6 +131,19 @@ class PodStream:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """A pod's answer to a GET.
+
+    Attributes:
+        headers: By their names in lower case; the last one of a name.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 def http_get(
     cluster: Cluster,
     namespace: str,
@@ -140,7 +154,22 @@ def http_get(
     timeout: float = 10.0,
     limit: int = MAX_ANSWER,
 ) -> tuple[int, bytes]:
-    """One plain-HTTP GET to a pod's port; the status and the body.
+    """One plain-HTTP GET to a pod's port; the status and the body. Args, Raises: as `http_fetch`."""
+    answer = http_fetch(cluster, namespace, pod, port, path, timeout=timeout, limit=limit)
+    return answer.status, answer.body
+
+
+def http_fetch(
+    cluster: Cluster,
+    namespace: str,
+    pod: str,
+    port: int,
+    path: str,
+    *,
+    timeout: float = 10.0,
+    limit: int = MAX_ANSWER,
+) -> HttpAnswer:
+    """One plain-HTTP GET to a pod's port.
 
     Args:
         limit: Bytes that the body may have.
@@ -156,6 +185,7 @@ def http_get(
     with PodStream(cluster, namespace, pod, port, timeout=timeout) as stream:
         stream.send(opening)
         status, body = 0, b""
+        headers: dict[str, str] = {}
         try:
             while True:
                 event = connection.next_event()
@@ -163,6 +193,7 @@ def http_get(
                     connection.receive_data(stream.receive(deadline - cluster.clock()))
                 elif isinstance(event, h11.Response):
                     status = event.status_code
+                    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
                 elif isinstance(event, h11.Data):
                     body += event.data
                     if len(body) > limit:
@@ -171,7 +202,7 @@ def http_get(
                             observed=f"more than {limit} bytes", expected="a short answer",
                         )  # fmt: skip
                 elif isinstance(event, h11.EndOfMessage):
-                    return status, body
+                    return HttpAnswer(status, headers, body)
         except h11.RemoteProtocolError as error:
             raise Unreachable(
                 f"no whole HTTP answer to GET {path}", where=stream.call.where, observed=str(error),

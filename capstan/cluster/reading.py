@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from capstan.cluster.connection import Connection
-from capstan.cluster.errors import Call
+from capstan.cluster.errors import READ_LOGS, Call
+from capstan.cluster.resources import PODS
 from capstan.cluster.values import Listing, Object
 from capstan.errors import Conflict, NotFound, ServerFault, Throttled, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from capstan.cluster.resources import Resource
 
 PAGE: Final = 500  # kubectl's own chunk size; keeps one page of 2,000 pods near 2.5 MB
 READ_ATTEMPTS: Final = 4
 LONGEST_WAIT: Final = 30.0  # seconds of Retry-After that a read waits; asked for more, it fails and says how much
+LOG_BYTES: Final = 4 * 1024 * 1024
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+
+Answer = TypeVar("Answer")
 
 
 class Reading(Connection):
@@ -30,7 +35,10 @@ class Reading(Connection):
             NotFound: It does not exist. Other errors: see `capstan.cluster.errors`.
         """
         call = Call("get", resource.plural, namespace, name, self.name)
-        return self._read(call, resource.path(namespace, name))
+        found = self._read(call, resource.path(namespace, name))
+        if not isinstance(found.get("metadata"), dict):
+            raise _no_such_answer(call, found, "an object, with its metadata")
+        return found
 
     def find(self, resource: Resource, name: str, namespace: str = "") -> Object | None:
         """One object, or None if it does not exist."""
@@ -42,6 +50,35 @@ class Reading(Connection):
     def get_path(self, path: str) -> Object:
         """Any path that answers with JSON, such as `/version`."""
         return self._read(Call("get", path.strip("/"), cluster=self.name), path)
+
+    def logs(
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        since: datetime | None = None,
+        previous: bool = False,
+        limit: int = LOG_BYTES,
+    ) -> str:
+        """What a container wrote, oldest first.
+
+        Args:
+            since: From this moment by the clock of its node, aware UTC; the API counts whole seconds.
+            previous: Of the instance before the one that runs.
+            limit: Bytes at most, from the beginning.
+
+        Raises:
+            NotFound: No such pod. InvalidInput: No such container, or there was none before. Denied: No permission for
+                pods/log.
+        """
+        call = Call(READ_LOGS, PODS.plural, namespace, pod, self.name)
+        query = {"container": container, "limitBytes": str(limit)}
+        if since is not None:
+            query["sinceTime"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
+        if previous:
+            query["previous"] = "true"
+        return self._repeated(lambda: self.send_for_text(call, PODS.path(namespace, pod, "log"), query))
 
     def list(
         self,
@@ -73,7 +110,9 @@ class Reading(Connection):
         items: list[Object] = []
         while True:
             page = self._read(call, path, query, accept=METADATA_ONLY if metadata_only else "application/json")
-            items.extend(page.get("items") or [])
+            if "items" not in page:  # an empty list has them, too: something else answered
+                raise _no_such_answer(call, page, "a list, with its items")
+            items.extend(page["items"] or [])
             metadata = page.get("metadata") or {}
             token = metadata.get("continue")
             if not token:
@@ -95,7 +134,7 @@ class Reading(Connection):
         call = Call("create", resource.plural, cluster=self.name)
         return self._repeated(lambda: self.send(call, "POST", resource.path(), None, body=body))
 
-    def _repeated(self, ask: Callable[[], Object]) -> Object:
+    def _repeated(self, ask: Callable[[], Answer]) -> Answer:
         pause = 0.2
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
@@ -106,3 +145,11 @@ class Reading(Connection):
                 self.sleep(pause if error.delay is None else error.delay)
                 pause *= 2
         raise AssertionError("unreachable")
+
+
+def _no_such_answer(call: Call, found: Object, expected: str) -> ServerFault:
+    """A proxy or a portal in front of the API server answered in its place: that is no "there is none"."""
+    return ServerFault(
+        call.what, where=call.where, observed=f"200 with {', '.join(sorted(found)[:5]) or 'nothing in it'}",
+        expected=expected, next_command="kubectl cluster-info",
+    )  # fmt: skip

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from capstan.audit import audited_step
-from capstan.errors import GateRefused
+from capstan.errors import GateRefused, IssuerNotTaken
 from capstan.progress import watcher
 from capstan.rotation import material
+from capstan.rotation.mending import issuer_refused
 from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
 
     Raises:
         GateRefused: Restarting now would break it. GateTimedOut: It did not come up in time; names what holds it up.
+        IssuerNotTaken: What signs does not take the issuer; a good one was put back in its place.
     """
     with audited_step(f"restart-control-plane/{phase.value}/{cluster}"):
         rotation.acted()
@@ -56,9 +58,12 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
         issuer = rotation.required_target().issuers[cluster].fingerprint
         if phase is Phase.ISSUE:
             # No roots change here. The signers alone have to be younger than the switch, in this turn of the rotation.
-            report = system.restart_signers(
-                stamp, seconds=seconds, issuer=issuer, afresh=rotation.turned, on_progress=counting
-            )
+            try:
+                report = system.restart_signers(
+                    stamp, seconds=seconds, issuer=issuer, afresh=rotation.turned, on_progress=counting
+                )
+            except IssuerNotTaken as error:
+                raise issuer_refused(rotation, cluster, error) from error
         else:
             report = system.restart_control_plane(
                 _wanted_roots(rotation, phase),

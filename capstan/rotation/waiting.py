@@ -9,8 +9,8 @@ from capstan.audit import audited_step
 from capstan.config import System
 from capstan.errors import GateRefused, GateTimedOut
 from capstan.progress import watcher
-from capstan.rotation.mending import require_signing
 from capstan.rotation.expired import advice
+from capstan.rotation.mending import require_signing
 from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:

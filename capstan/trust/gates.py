@@ -200,6 +200,7 @@ class _Gate:
             target = self.contradictions if when == "now" else self.waiting
             target.extend(f"{when}: {pair}" for pair in found.pairs)
             self.contradictions.extend(f"{name}: leaf {period}" for name, period in found.expired)
+            self.contradictions.extend(found.signing_faults)
 
     def result(self) -> GateResult:
         waiting = tuple(dict.fromkeys(self.waiting))

@@ -101,6 +101,7 @@ def may_enter_issuer(
             waiting.extend(f"{name}: {why}" for name, why in found.unreadable)
             contradictions.extend(f"{when}: {pair}" for pair in found.pairs)
             contradictions.extend(f"{name}: leaf {period}" for name, period in found.expired)
+            contradictions.extend(found.signing_faults)
 
     judge(observation, "now")
     if phase.number >= Phase.TRUST.number:
@@ -253,6 +254,7 @@ def _switched(observation: Observation, goal: Issuers, anchors: Mapping[str, fro
             replace(
                 cluster,
                 issuer=Issuer(goal[cluster.name], anchors.get(cluster.name, frozenset()), observation.taken_at),
+                signing_faults=(),
             )
             for cluster in observation.clusters
         ),

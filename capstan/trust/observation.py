@@ -136,6 +136,8 @@ class ClusterObservation:
         leaf_lifetime: Seconds that a leaf issued now lives, skew included.
         signers: Every live process that signs leaves, where each can be asked (Istio); empty where none can (Linkerd).
         roots_with_leaf: Whether a proxy takes the roots anew with every leaf (Istio), or at its start only (Linkerd).
+        signing_faults: Why the configured issuer cannot sign, whoever takes it: its key is another's, or of a kind that
+            does not do. Not that it has ended or chains to nothing; `issuer` says so.
         troubles: What else is not as it should be, for a person; only where webhooks are observed (`trust.hooks`).
     """
 
@@ -147,6 +149,7 @@ class ClusterObservation:
     leaf_lifetime: float
     signers: tuple[Signer, ...] = ()
     roots_with_leaf: bool = False
+    signing_faults: tuple[str, ...] = ()
     troubles: tuple[str, ...] = ()
 
 

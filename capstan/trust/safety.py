@@ -85,11 +85,13 @@ class Unsafe:
         pairs: Who does not trust whom.
         unreadable: `(name, why)` of peers and issuers that could not be read; unknown counts as unsafe.
         expired: `(name, when)` of peers whose leaf was no longer, or not yet, valid: nobody accepts it.
+        signing_faults: Why nobody would get another leaf from a configured issuer.
     """
 
     pairs: tuple[Mistrust, ...]
     unreadable: tuple[tuple[str, str], ...] = ()
     expired: tuple[tuple[str, str], ...] = ()
+    signing_faults: tuple[str, ...] = ()
 
     @property
     def safe(self) -> bool:
@@ -100,6 +102,7 @@ class Unsafe:
         lines = [str(pair) for pair in self.pairs]
         lines += [f"{name} cannot be read: {why}" for name, why in self.unreadable]
         lines += [f"{name} presents a leaf {when}" for name, when in self.expired]
+        lines += self.signing_faults
         return "unsafe: " + "; ".join(lines)
 
 
@@ -148,8 +151,9 @@ def verdict(observation: Observation) -> Verdict:
         for anchors, whom in chains.items()
         if not trusts & anchors
     )
-    if pairs or unreadable or expired:
-        return Unsafe(pairs, tuple(unreadable), tuple(expired))
+    faults = tuple(f"{cluster.name}: {fault}" for cluster in observation.clusters for fault in cluster.signing_faults)
+    if pairs or unreadable or expired or faults:
+        return Unsafe(pairs, tuple(unreadable), tuple(expired), faults)
     return Safe(len(observation.peers), len(believers), len(chains))
 
 
@@ -218,7 +222,8 @@ def _cluster_after(cluster: ClusterObservation, action: Action, observation: Obs
     match action:
         case SwitchIssuer(name, anchors) if name == cluster.name:
             end = cluster.issuer.not_after if cluster.issuer else observation.taken_at
-            return replace(cluster, issuer=Issuer(fingerprint="", anchors=anchors, not_after=end))
+            issuer = Issuer(fingerprint="", anchors=anchors, not_after=end)
+            return replace(cluster, issuer=issuer, signing_faults=())
         case SetBundle(name, roots) if name == cluster.name:
             return replace(cluster, bundle=roots)
         case RenewLeaf(name):

@@ -85,7 +85,9 @@ class Linkerd:
     def ensure_issuer(self, material: IssuerMaterial) -> tuple[Change, ...]:
         """Make the configured issuer this one, if every live proxy trusts it."""
         view = self.view(material.chain)
-        return issuer.ensure_issuer(self.cluster, view, material, now=self._now(), accept=self.accept)
+        return issuer.ensure_issuer(
+            self.cluster, view, material, now=self._now(), accept=self.accept, clock=self._now
+        )  # fmt: skip
 
     def read_issuer(self) -> IssuerMaterial:
         """The configured issuer with its key."""

@@ -7,21 +7,18 @@ word about its issuer, the nodes' clocks, and Events.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from capstan.cluster.parallel import map_bounded
-from capstan.cluster.portforward import http_get
 from capstan.cluster.resources import CONFIG_MAPS, EVENTS, LEASES, NAMESPACES, NODES, PODS, REPLICA_SETS, SECRETS
-from capstan.errors import CapstanError, Retryable
+from capstan.errors import CapstanError
 from capstan.systems.base import RECENT
 from capstan.systems.linkerd.checks_hooks import HOOKS, VIZ_HOOKS, HookReading, read_hook
+from capstan.systems.linkerd.identity import Replica, read_replicas
 from capstan.systems.linkerd.layout import (
     ANCHORS,
-    COMPONENT_LABEL,
     CONFIG,
     IDENTITY,
     ISSUER,
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
 EXTENSION_LABEL: Final = "linkerd.io/extension"
 NODE_LEASES: Final = "kube-node-lease"
-IDENTITY_ADMIN: Final = 9990
-_TTL: Final = re.compile(r"^issuer_cert_ttl_seconds(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 
 T = TypeVar("T")
 
@@ -62,21 +57,6 @@ class Answer(Generic[T]):
             return cls(question())
         except CapstanError as error:
             return cls(otherwise, said(error))
-
-
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """One identity process, and the issuer it says it holds.
-
-    Attributes:
-        not_after: When that issuer ends, by the metric `issuer_cert_ttl_seconds` (2.18 and later) and the time it was
-            read; None if the process does not say.
-        problem: Why it could not be asked.
-    """
-
-    pod: str
-    not_after: datetime | None
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +163,9 @@ def gather(
         extensions=extensions,
         extension_pods=extension_pods,
         replicas=tuple(
-            map_bounded(
-                partial(_replica, cluster, clock=clock, timeout=timeout),
-                [pod for pod in pods if _is_identity(pod, namespace)],
-                limit=CONCURRENCY,
-            )
+            replica
+            for replica in read_replicas(cluster, namespace, now=clock, timeout=timeout)
+            if replica.started is not None
         ),
         hooks=tuple(
             map_bounded(lambda about: read_hook(cluster, *about, timeout=timeout), hooks, limit=CONCURRENCY)
@@ -227,37 +205,3 @@ def _pods_of(cluster: Cluster, namespaces: tuple[Object, ...]) -> tuple[Object, 
 def _identity_events(cluster: Cluster, namespace: str) -> tuple[Object, ...]:
     selector = f"involvedObject.kind=Deployment,involvedObject.name={IDENTITY}"
     return cluster.list(EVENTS, namespace, field_selector=selector).items
-
-
-def _is_identity(pod: Object, namespace: str) -> bool:
-    labels = pod["metadata"].get("labels") or {}
-    return (
-        pod["metadata"]["namespace"] == namespace
-        and labels.get(COMPONENT_LABEL) == "identity"
-        and "deletionTimestamp" not in pod["metadata"]
-        and container_runs(pod, "identity")
-    )
-
-
-def _replica(cluster: Cluster, pod: Object, *, clock: Callable[[], datetime], timeout: float) -> Replica:
-    """Ask one identity process; a second time if the answer was lost."""
-    namespace, name = str(pod["metadata"]["namespace"]), str(pod["metadata"]["name"])
-    for last in (False, True):
-        try:
-            status, body = http_get(cluster, namespace, name, IDENTITY_ADMIN, "/metrics", timeout=timeout)
-        except Retryable as error:
-            if last:
-                return Replica(name, None, said(error))
-            continue
-        except CapstanError as error:
-            return Replica(name, None, said(error))
-        break
-    if status != 200:
-        return Replica(name, None, f"GET :{IDENTITY_ADMIN}/metrics answers {status}")
-    found = _TTL.search(body.decode("utf-8", "replace"))
-    if found is None:
-        return Replica(name, None)
-    try:
-        return Replica(name, clock() + timedelta(seconds=float(found[1])))
-    except (ValueError, OverflowError):
-        return Replica(name, None, f"issuer_cert_ttl_seconds is {found[1]}")

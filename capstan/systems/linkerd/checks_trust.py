@@ -99,10 +99,15 @@ def _memory(evidence: Evidence) -> CheckResult:
         return skipped(*about, "the configured issuer cannot be read")
     if not evidence.replicas:
         return result(*about, "no identity is running")
-    if all(replica.not_after is None and not replica.problem for replica in evidence.replicas):
+    mute = [
+        f"{replica.pod}: it has signed nothing since its start, and failed {replica.failed} times"
+        for replica in evidence.replicas
+        if replica.signs_nothing
+    ]
+    if not mute and all(replica.not_after is None and not replica.problem for replica in evidence.replicas):
         version = evidence.view.layout.version or "this version"
         return skipped(*about, f"{version} has no metric issuer_cert_ttl_seconds (2.18 and later have)")
-    wrong = []
+    wrong = mute
     for replica in evidence.replicas:
         if replica.not_after is None:
             wrong.append(f"{replica.pod}: {replica.problem or 'it has no issuer, or does not say'}")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from capstan.cluster.resources import DEPLOYMENTS, PODS
-from capstan.cluster.restart import Restarted, RestartReport, restart_workloads
-from capstan.errors import CapstanError, GateRefused, GateTimedOut, Retryable
+from capstan.cluster.resources import DEPLOYMENTS, PODS, SECRETS
+from capstan.cluster.restart import STAMP, Restarted, RestartReport, restart_workloads
+from capstan.errors import CapstanError, GateTimedOut, Retryable
 from capstan.pki.bundle import Bundle
-from capstan.systems.linkerd.layout import COMPONENT_LABEL, CONTROL_PLANE, IDENTITY, MESH_LABEL, short
+from capstan.systems.linkerd.identity import read_replicas, written_at
+from capstan.systems.linkerd.identity_judging import hear, require_no_crash, require_readable, why_wrong
+from capstan.systems.linkerd.layout import COMPONENT_LABEL, CONTROL_PLANE, IDENTITY, ISSUER, MESH_LABEL, short
 from capstan.systems.linkerd.observe import View, observe
 from capstan.systems.linkerd.pods import literal_anchors, proxy_container
 from capstan.trust.observation import Fingerprint, Owner
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from capstan.cluster.values import Object
     from capstan.trust.observation import Peer
 
+GLANCE: Final = 20.0  # seconds of a restart between two looks at whether it can still succeed
 ROUNDS: Final = 3  # restarts of one component: a pod may be born before its kubelet has the new ConfigMap
 POLL: Final = 1.0
 DRY_RUNS: Final = 3
@@ -79,7 +82,10 @@ def restart_identity(
     both: only a process that is younger than the switch is known to sign by what was switched to.
     """
     until = cluster.clock() + seconds
-    roots = _look(cluster, namespace, Owner("Deployment", namespace, IDENTITY), now).bundle.fingerprints
+    view = _look(cluster, namespace, Owner("Deployment", namespace, IDENTITY), now)
+    roots = view.bundle.fingerprints
+    if not _begun(cluster, namespace, stamp):
+        _hear(cluster, view, issuer, until=until, now=now)
     return RestartReport(
         tuple(
             _restart_component(
@@ -87,6 +93,25 @@ def restart_identity(
             )
         )
     )
+
+
+def _begun(cluster: Cluster, namespace: str, stamp: str) -> bool:
+    """Whether identity was told to start anew for this stamp: who is old now is on its way out."""
+    template = cluster.get(DEPLOYMENTS, IDENTITY, namespace)["spec"]["template"].get("metadata") or {}
+    return bool((template.get("annotations") or {}).get(STAMP) == stamp)
+
+
+def _hear(cluster: Cluster, view: View, issuer: Fingerprint, *, until: float, now: Callable[[], datetime]) -> None:
+    """Before any replica is started anew: does each that runs take the issuer, or at least not refuse it?
+
+    Raises:
+        IssuerNotTaken: A replica skipped it, or the Secret does not hold it (any more).
+    """
+    namespace = view.layout.namespace
+    require_readable(cluster, view, view.bundle.fingerprints, issuer, (), now())
+    if view.issuer is not None:
+        written = written_at(cluster.get(SECRETS, ISSUER, namespace))
+        hear(cluster, view, view.issuer, written, until=until, now=now)
 
 
 def _restart_component(
@@ -115,15 +140,14 @@ def _restart_component(
         wrong = _wrong(view, owner, roots, issuer, now())
         if not wrong and not (even_if_right and attempt == 1):
             return restarted
-        _require_start_possible(view, roots)
+        replicas = read_replicas(cluster, namespace, now=now) if name == IDENTITY else ()
+        require_readable(cluster, view, roots, issuer if name == IDENTITY else None, replicas, now())
         this_stamp = stamp if attempt == 1 else f"{stamp}.{attempt}"
-        report = restart_workloads(
-            cluster, [owner], this_stamp, seconds=max(until - cluster.clock(), 1.0), on_progress=on_progress, now=now
-        )
+        report = _restart(cluster, owner, this_stamp, until, on_progress, now)
         restarted += report.restarted
         # A pod is ready before its proxy was read; a proxy that answers may still be about to fetch its first leaf.
         settle = min(until, cluster.clock() + 15.0)
-        while wrong := _wrong(_look(cluster, namespace, owner, now), owner, roots, issuer, now()):
+        while wrong := _wrong_after_all(cluster, owner, roots, issuer, now):
             if cluster.clock() >= settle:
                 break
             cluster.sleep(POLL)
@@ -136,6 +160,55 @@ def _restart_component(
         observed="; ".join(wrong[:10]), expected=_expected(roots, issuer),
         next_command=f"kubectl get pods -n {namespace} -l linkerd.io/control-plane-component -o wide",
     )  # fmt: skip
+
+
+def _restart(
+    cluster: Cluster,
+    owner: Owner,
+    stamp: str,
+    until: float,
+    on_progress: Callable[[Step], None] | None,
+    now: Callable[[], datetime],
+) -> RestartReport:
+    """Restart one component, and look from time to time whether its new replicas crash: waiting mends no crash.
+
+    Raises:
+        IssuerNotTaken, GateRefused: A replica of identity ends at its start; says over what.
+        GateTimedOut: The restart did not end in time.
+    """
+    while True:
+        left = max(until - cluster.clock(), 1.0)
+        try:
+            return restart_workloads(
+                cluster, [owner], stamp, seconds=min(left, GLANCE), on_progress=on_progress, now=now
+            )
+        except GateTimedOut:
+            if owner.name == IDENTITY:
+                replicas = read_replicas(cluster, owner.namespace, now=now)
+                require_no_crash(replicas, f"{owner} in cluster {cluster.name}", owner.namespace)
+            if left <= GLANCE:
+                raise
+
+
+def _wrong_after_all(
+    cluster: Cluster,
+    owner: Owner,
+    roots: frozenset[Fingerprint],
+    issuer: Fingerprint | None,
+    now: Callable[[], datetime],
+) -> tuple[str, ...]:
+    """Pods that are not as wanted after their restart; identity's replicas by their own word, too."""
+    view = _look(cluster, owner.namespace, owner, now)
+    wrong = _wrong(view, owner, roots, issuer, now())
+    if owner.name != IDENTITY or issuer is None or view.issuer is None or view.issuer.fingerprint != issuer:
+        return wrong
+    held = view.issuer
+    own = (
+        f"{replica.name}: {reason}"
+        for replica in read_replicas(cluster, owner.namespace, now=now)
+        if (reason := why_wrong(replica, held))
+    )
+    return (*wrong, *own)
 
 
 def _look(cluster: Cluster, namespace: str, owner: Owner, now: Callable[[], datetime]) -> View:
@@ -152,10 +225,14 @@ def _wrong(
     view: View, owner: Owner, roots: frozenset[Fingerprint], issuer: Fingerprint | None, at: datetime
 ) -> tuple[str, ...]:
     """Pods of the owner that are not as wanted, each with the reason."""
-    peers = [proxy.peer for proxy in view.proxies if proxy.peer.owner == owner and not proxy.leaving]
-    if not peers:
+    proxies = [proxy for proxy in view.proxies if proxy.peer.owner == owner and not proxy.leaving]
+    if not proxies:
         return (f"{owner}: no running pod",)
-    return tuple(f"{peer.name}: {reason}" for peer in peers if (reason := why_stale(peer, roots, issuer, at)))
+    return tuple(
+        f"{proxy.peer.name}: {reason}"
+        for proxy in proxies
+        if (reason := why_stale(proxy.peer, roots, issuer, at) or proxy.apart)
+    )
 
 
 def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | None, at: datetime | None = None) -> str:
@@ -181,29 +258,6 @@ def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | N
 
 def _expected(roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> str:
     return f"roots {short(roots)}" + (f" and leaves of issuer {issuer[:8]}" if issuer else "")
-
-
-def _require_start_possible(view: View, roots: frozenset[Fingerprint]) -> None:
-    """An identity that starts while its issuer does not chain to the bundle crashes: a latent fault becomes an outage.
-
-    Raises:
-        GateRefused: The bundle is not the wanted one, or the configured issuer does not verify against it.
-    """
-    where = f"control plane in namespace {view.layout.namespace} of cluster {view.observation.name}"
-    if view.bundle.fingerprints != roots:
-        raise GateRefused(
-            "the declared trust roots are not the ones to restart for", where=where,
-            observed=short(view.bundle.fingerprints), expected=short(roots), next_command="capstan status",
-        )  # fmt: skip
-    issuer = view.observation.issuer
-    if issuer is None or not issuer.anchors & roots:
-        raise GateRefused(
-            "identity would not start again", where=where,
-            observed="the configured issuer does not verify against the declared roots"
-            if issuer
-            else "; ".join(view.troubles) or "no readable issuer",
-            expected="an issuer below one of the roots", next_command="capstan check",
-        )  # fmt: skip
 
 
 def await_injector(cluster: Cluster, namespace: str, roots: frozenset[Fingerprint], *, until: float) -> None:

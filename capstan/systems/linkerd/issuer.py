@@ -7,6 +7,7 @@ one scheme and looks at what is written in pod specs; this one asks the running 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from capstan.cluster.resources import CONFIG_MAPS, SECRETS
@@ -15,6 +16,8 @@ from capstan.pki.bundle import Bundle
 from capstan.pki.keys import PrivateKey
 from capstan.pki.verify import verify_issuer
 from capstan.systems.base import Change, IssuerMaterial
+from capstan.systems.linkerd.identity import read_replicas
+from capstan.systems.linkerd.identity_judging import require_clocks
 from capstan.systems.linkerd.layout import (
     CONFIG,
     CONFIG_KEY,
@@ -30,8 +33,7 @@ from capstan.systems.linkerd.secrets import decoded, encoded
 from capstan.systems.linkerd.values import get_value, set_value
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from datetime import datetime
+    from collections.abc import Callable, Collection
 
     from capstan.cluster.client import Cluster
     from capstan.cluster.values import Object
@@ -61,6 +63,7 @@ def ensure_issuer(
     now: datetime,
     accept: Collection[Tool] = (),
     trusted_by_all: bool = True,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[Change, ...]:
     """Make the configured issuer this one.
 
@@ -70,6 +73,7 @@ def ensure_issuer(
         accept: As for `ensure_bundle`.
         trusted_by_all: Refuse it while a live proxy would not trust it. False only where the issuer there is signs
             nothing any more, so that whoever does not trust the new one loses nothing by it.
+        clock: The wall clock, against which those of identity's replicas are held.
 
     Raises:
         GateRefused: Somebody alive would not trust it; names them. Nothing was written.
@@ -99,6 +103,10 @@ def ensure_issuer(
         # 2. Would everybody who is alive trust what it signs?
         if trusted_by_all:
             require_trusted_by_all(view, issuer, now, place)
+        # Identity would skip an issuer that is not valid by its own clock yet.
+        replicas = read_replicas(cluster, namespace, now=clock)
+        judged = [issuer.certificate, root]
+        require_clocks(replicas, judged, layout.clock_skew, clock(), f"cluster {cluster.name}")
         # 3. May we?
         cli_install = cluster.find(SECRETS, OVERRIDES, namespace) is not None
         remedy = f"issuer certificate {issuer.certificate.fingerprint} in the tool's source"
@@ -119,7 +127,8 @@ def ensure_issuer(
 def require_trusted_by_all(view: View, issuer: IssuerMaterial, now: datetime, place: str) -> None:
     """Every live proxy, and so identity itself, holds a root to which the issuer verifies.
 
-    Identity reads the same ConfigMap at the same moment as its own proxy; the proxy's roots stand for both.
+    Identity reads the same ConfigMap at the same moment as its own proxy; the proxy's roots stand for both, unless one
+    of the two was started again without the other.
 
     Raises:
         GateRefused: Names who does not, and whoever could not be asked.
@@ -134,8 +143,8 @@ def require_trusted_by_all(view: View, issuer: IssuerMaterial, now: datetime, pl
         if peer.trusts not in verdicts:
             roots = [view.certificates[fingerprint] for fingerprint in sorted(peer.trusts)]
             verdicts[peer.trusts] = _why_not(issuer, roots, now)
-        if verdicts[peer.trusts]:
-            refused.append(f"{peer.name}: {verdicts[peer.trusts]}")
+        if verdicts[peer.trusts] or proxy.apart:
+            refused.append(f"{peer.name}: {verdicts[peer.trusts] or proxy.apart}")
     if not any(proxy.component == "identity" for proxy in view.proxies):
         refused.append("no proxy of linkerd-identity is running, so nobody knows which roots identity holds")
     if refused:

@@ -22,11 +22,15 @@ from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
 from capstan.systems.asking import ask_twice, is_gone
 from capstan.systems.known import Known
+from capstan.systems.linkerd.identity import why_apart, written_at
+from capstan.systems.linkerd.identity_judging import signing_faults
 from capstan.systems.linkerd.layout import (
     ANCHORS,
     ANCHORS_ENV,
+    COMPONENT_LABEL,
     CONFIG,
     CONFIG_KEY,
+    IDENTITY,
     ISSUER,
     MESH_LABEL,
     OVERRIDES,
@@ -68,6 +72,7 @@ class Proxy:
         sni: The proxy's own identity, by which it is to be addressed.
         port: Its admin port.
         leaving: Whether the pod is being deleted; it may still serve for a while.
+        apart: Beside an identity process: why that may hold other roots than this proxy; empty if it does not.
     """
 
     peer: Peer
@@ -76,6 +81,7 @@ class Proxy:
     sni: str
     port: int
     leaving: bool
+    apart: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +143,10 @@ def observe(
     certificates.add(known)
     # 1. What is declared.
     troubles: list[str] = []
-    bundle = _read_bundle(cluster, namespace)
+    bundle, roots_written = _read_bundle(cluster, namespace)
     certificates.add(bundle)
     declared = _read_declared(cluster, layout, certificates, troubles)
-    chain = _read_issuer(cluster, layout, troubles)
+    chain, faults = _read_issuer(cluster, layout, troubles)
     certificates.add(chain)
     # 2. Who is there: one paged list.
     pods = cluster.list(PODS, label_selector=f"{MESH_LABEL}={namespace}").items
@@ -159,7 +165,7 @@ def observe(
         certificates.add(reading.chain[1:])
     # 4. Who issued what, and where it leads, now that every root is known.
     at = now()
-    proxies = tuple(_proxy(cluster.name, namespace, reading, certificates, at) for reading in readings)
+    proxies = tuple(_proxy(cluster.name, namespace, reading, certificates, at, roots_written) for reading in readings)
     observation = ClusterObservation(
         name=cluster.name,
         bundle=bundle.fingerprints,
@@ -167,15 +173,18 @@ def observe(
         issuer=certificates.issuer(chain, at),
         peers=tuple(proxy.peer for proxy in proxies),
         leaf_lifetime=layout.leaf_lifetime,
+        signing_faults=faults,
     )
     issuer = chain[0] if chain else None
     return View(layout, bundle, issuer, proxies, certificates.all(), observation, tuple(troubles))
 
 
-def _read_bundle(cluster: Cluster, namespace: str) -> Bundle:
+def _read_bundle(cluster: Cluster, namespace: str) -> tuple[Bundle, datetime | None]:
+    """The declared trust roots, and when they were written."""
     item = cluster.get(CONFIG_MAPS, TRUST_ROOTS, namespace)
     text = (item.get("data") or {}).get(TRUST_ROOTS_KEY, "")
-    return Bundle.parse_lenient(text, f"configmap {namespace}/{TRUST_ROOTS} in cluster {cluster.name}")
+    where = f"configmap {namespace}/{TRUST_ROOTS} in cluster {cluster.name}"
+    return Bundle.parse_lenient(text, where), written_at(item)
 
 
 def _read_declared(
@@ -205,15 +214,22 @@ def _read_declared(
     return tuple(declared)
 
 
-def _read_issuer(cluster: Cluster, layout: Layout, troubles: list[str]) -> tuple[Certificate, ...]:
-    """The certificates of the issuer Secret, issuer first. Its key is not looked at."""
+def _read_issuer(
+    cluster: Cluster, layout: Layout, troubles: list[str]
+) -> tuple[tuple[Certificate, ...], tuple[str, ...]]:
+    """The certificates of the issuer Secret, issuer first, and why it could not sign. Its key stays in here."""
     where = f"secret {layout.namespace}/{ISSUER} in cluster {cluster.name}"
     try:
         secret = cluster.get(SECRETS, ISSUER, layout.namespace)
-        return Bundle.parse_lenient(decoded(secret, layout.scheme.keys[0]), where).certificates
     except CapstanError as error:
         troubles.append(str(error))
-        return ()
+        return (), ()
+    faults = signing_faults(secret, layout.scheme)
+    try:
+        return Bundle.parse_lenient(decoded(secret, layout.scheme.keys[0]), where).certificates, faults
+    except CapstanError as error:
+        troubles.append(str(error))
+        return (), faults
 
 
 def _read_pod(cluster: Cluster, pod: Object, owner: Owner, bundle: Bundle, timeout: float) -> _Reading | None:
@@ -296,7 +312,14 @@ def live_chain(
     return tuple(Certificate.from_der(der, where) for der in answer.chain)
 
 
-def _proxy(cluster: str, namespace: str, reading: _Reading, certificates: Known, at: datetime) -> Proxy:
+def _proxy(
+    cluster: str,
+    namespace: str,
+    reading: _Reading,
+    certificates: Known,
+    at: datetime,
+    roots_written: datetime | None,
+) -> Proxy:
     metadata = reading.pod["metadata"]
     started = (reading.pod.get("status") or {}).get("startTime")
     role = role_of(reading.pod, namespace)
@@ -312,12 +335,13 @@ def _proxy(cluster: str, namespace: str, reading: _Reading, certificates: Known,
         ready=is_ready(reading.pod) and "deletionTimestamp" not in metadata,
         started=datetime.fromisoformat(started) if started else None,
     )
-    labels = metadata.get("labels") or {}
+    component = str((metadata.get("labels") or {}).get(COMPONENT_LABEL, ""))
     return Proxy(
         peer=peer,
         ref=PodRef(peer.namespace, peer.pod, str(metadata.get("uid", ""))),
-        component=str(labels.get("linkerd.io/control-plane-component", "")),
+        component=component,
         sni=reading.sni,
         port=reading.port,
         leaving="deletionTimestamp" in metadata,
+        apart=why_apart(reading.pod, roots_written) if f"linkerd-{component}" == IDENTITY else "",
     )

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 import grpc
@@ -35,8 +37,11 @@ if TYPE_CHECKING:
 COMPONENT = "linkerd-identity"
 ISSUER_MOUNT = "/var/run/linkerd/identity/issuer"
 ROOTS_FILE = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
-# Set to "true" on the pod, it reproduces the watcher that dies without a word (linkerd2 issue 15109): no more reloads.
+# On the pod, it reproduces the watcher that dies without a word (linkerd2 issue 15109): no more reloads. "true", or the
+# name of a node: only there.
 DEAD_WATCHER_ANNOTATION = "lab.capstan.dev/identity-watcher-dead"
+# On the pod: "NODE=SECONDS", by how much the clock of a node is ahead, for identity there.
+CLOCK_ANNOTATION = "lab.capstan.dev/identity-clock"
 WATCH_SECONDS = 0.05
 
 _GO_CODE_NAMES = {
@@ -83,6 +88,7 @@ class Identity:
         self._issuer: Issuer | None = None
         self._metrics = GrpcMetrics()
         self._ready = False
+        self._clock_ahead = clock_ahead(container)
         self._client: KubeClient | None = None
         self._recorder: Recorder | None = None
 
@@ -151,8 +157,8 @@ class Identity:
 
     async def _watch(self) -> None:
         """Follow swaps of `..data`; writing the files in place is not noticed, and a dead watcher notices nothing."""
-        annotations = self._container.pod["metadata"].get("annotations") or {}
-        if annotations.get(DEAD_WATCHER_ANNOTATION) == "true":
+        dead = _annotation(self._container, DEAD_WATCHER_ANNOTATION)
+        if dead and dead in ("true", self._container.node):
             return
         link = self._container.path(ISSUER_MOUNT) / "..data"
         seen = _link_state(link)
@@ -179,13 +185,13 @@ class Identity:
     def _load(self) -> Issuer:
         directory = self._container.path(ISSUER_MOUNT)
         return load_verified(
-            directory, self._scheme, ISSUER_MOUNT, roots=self._roots, name=self._issuer_name, now=datetime.now(UTC)
+            directory, self._scheme, ISSUER_MOUNT, roots=self._roots, name=self._issuer_name, now=self._now()
         )
 
     def _note_issuer(self) -> None:
         if self._issuer is not None and self._version_shows_issuer():
             end = self._issuer.certificate.not_valid_after_utc
-            line = log_line(datetime.now(UTC), "info", "Issuer cert loaded", invalid_after=go_time(end))
+            line = log_line(self._now(), "info", "Issuer cert loaded", invalid_after=go_time(end))
             self._container.log(line)
 
     # --- Certify ----------------------------------------------------------------------------------------------------
@@ -224,7 +230,7 @@ class Identity:
             text = f"requested identity did not match provided token: requested={request.identity}; found={found}"
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, text)
         # (4) The issuer in memory still verifies.
-        issuer, now = self._issuer, datetime.now(UTC)
+        issuer, now = self._issuer, self._now()
         try:
             issuer.verify(self._roots, now)
         except IssuerError as error:
@@ -265,7 +271,15 @@ class Identity:
 
     # --- what others see --------------------------------------------------------------------------------------------
 
+    def _now(self) -> datetime:
+        """By this replica's clock."""
+        return datetime.now(UTC) + self._clock_ahead
+
     async def _admin(self, request: httpd.Request) -> httpd.Response:
+        answer = self._answer(request)
+        return replace(answer, headers=(*answer.headers, ("date", format_datetime(self._now(), usegmt=True))))
+
+    def _answer(self, request: httpd.Request) -> httpd.Response:
         if request.path == "/ping":
             return httpd.Response.text("pong\n")
         if request.path == "/ready":
@@ -277,7 +291,7 @@ class Identity:
     def _metric_lines(self) -> list[str]:
         lines = self._metrics.render()
         if self._issuer is not None and self._version_shows_issuer():
-            left = self._issuer.certificate.not_valid_after_utc - datetime.now(UTC)
+            left = self._issuer.certificate.not_valid_after_utc - self._now()
             lines.append(f"issuer_cert_ttl_seconds {max(left, timedelta()).total_seconds():.3f}")
         return lines
 
@@ -291,7 +305,17 @@ class Identity:
             self._recorder.record(about, kind, reason, message)
 
     def _log(self, level: str, message: str) -> None:
-        self._container.log(log_line(datetime.now(UTC), level, message))
+        self._container.log(log_line(self._now(), level, message))
+
+
+def clock_ahead(container: Container) -> timedelta:
+    """By how much the clock is ahead where this container runs."""
+    node, _, seconds = _annotation(container, CLOCK_ANNOTATION).partition("=")
+    return timedelta(seconds=float(seconds)) if node and node == container.node else timedelta()
+
+
+def _annotation(container: Container, name: str) -> str:
+    return str((container.pod["metadata"].get("annotations") or {}).get(name, ""))
 
 
 def _link_state(link: Path) -> tuple[str, int] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from infra.lab.linkerd import sidecar
+from infra.lab.linkerd import sidecar, versions
 from infra.lab.linkerd.proxy import MIN_REFRESH
 from infra.lab.linkerd.sidecar import SidecarConfig
 
@@ -34,7 +34,7 @@ def config_from_values(values_yaml: str, namespace: str) -> SidecarConfig:
         namespace=namespace,
         version=values.get("linkerdVersion") or "edge-26.8.3",
         trust_domain=values.get("identityTrustDomain") or values.get("clusterDomain") or "cluster.local",
-        native=bool(proxy_values.get("nativeSidecar", True)),
+        native=bool(proxy_values.get("nativeSidecar", False)),  # a chart without the value knows no native sidecars
         min_refresh=additional.get(MIN_REFRESH, ""),
     )
 
@@ -72,8 +72,9 @@ def patch(pod: JSON, *, namespace: str, roots_pem: str, config: SidecarConfig, o
         "linkerd.io/created-by": f"linkerd/proxy-injector {config.version}",
         INJECT: "enabled",
         "linkerd.io/proxy-version": config.version,
-        "linkerd.io/trust-root-sha256": sidecar.trust_root_sha256(roots_pem),
     }
+    if versions.hashes_injected_roots(config.version):
+        annotations["linkerd.io/trust-root-sha256"] = sidecar.trust_root_sha256(roots_pem)
     ports = [
         str(port["containerPort"])
         for container in spec.get("containers") or []
