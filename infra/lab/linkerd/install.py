@@ -25,8 +25,8 @@ def mint(addresses: ServiceAddresses, options: manifests.Options) -> manifests.M
     namespace, default_certificates = options.namespace, options.default_certificates
     anchor_seconds, issuer_seconds = options.anchor_seconds, options.issuer_seconds
     now = datetime.now(UTC)
-    root_life = {"lifetime": timedelta(seconds=anchor_seconds)} if anchor_seconds else {}
-    life = {"lifetime": timedelta(seconds=issuer_seconds)} if issuer_seconds else {}
+    root_life: dict[str, Any] = {"lifetime": timedelta(seconds=anchor_seconds)} if anchor_seconds else {}
+    life: dict[str, Any] = {"lifetime": timedelta(seconds=issuer_seconds)} if issuer_seconds else {}
     make_root = pki.mint_self_signed_issuer if default_certificates else pki.mint_root
     root = make_root(now=now, **root_life)
     injector_address = addresses.take()
