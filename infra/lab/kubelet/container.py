@@ -218,6 +218,8 @@ class RunningContainer:
         """Resolve the configuration; what is missing is waited for, as a kubelet does. None when stopped meanwhile."""
         if self._knobs.start_seconds and not self.state.last and "terminated" not in self.state.state:
             await self._rest(self._knobs.start_seconds)
+        if not await self._pull():
+            return None
         while not self._stopping.is_set():
             log = ContainerLog()
             try:
@@ -237,6 +239,33 @@ class RunningContainer:
             self.log = log
             return container
         return None
+
+    async def _pull(self) -> bool:
+        """Images are there, but for those of a registry that cannot exist (RFC 2606: `.invalid`): tried again and
+        again, as a kubelet does. False when stopped meanwhile.
+        """
+        image = str(self.state.spec.get("image", ""))
+        registry, _, rest = image.partition("/")
+        if not registry.endswith(".invalid"):
+            return True
+        name, _, tag = rest.partition(":")
+        cause = (
+            f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": failed to do request: '
+            f'Head "https://{registry}/v2/{name}/manifests/{tag or "latest"}": '
+            f"dial tcp: lookup {registry}: no such host"
+        )
+        failures = 0
+        while not self._stopping.is_set():
+            failures += 1
+            self.state.state = {"waiting": {"reason": "ErrImagePull", "message": cause}}
+            self._changed()
+            self._warn("Failed", f'Failed to pull image "{image}": {cause}')
+            await self._rest(0.5)
+            text = f'Back-off pulling image "{image}": ErrImagePull: {cause}'
+            self.state.state = {"waiting": {"reason": "ImagePullBackOff", "message": text}}
+            self._changed()
+            await self._rest(self._backoff.seconds(failures + 1))
+        return False
 
     async def _guarded(self, container: Container) -> int:
         crash = self._knobs.crash
