@@ -208,18 +208,19 @@ def test_a_single_missing_right_is_named_before_anything_starts(world):
     finally:
         world.replace_rules("Role", "capstan-rotator", "linkerd", held)
     error = refused.value
-    assert error.what.startswith("4 of ")
+    assert error.what.startswith("5 of ")
     assert error.where == "cluster east, as system:serviceaccount:capstan:capstan-rotator"
     for named in (
         "cannot update configmaps linkerd-identity-trust-roots in namespace linkerd (to declare the roots)",
         "cannot update configmaps linkerd-config in namespace linkerd",
         "cannot update secrets linkerd-config-overrides in namespace linkerd",
         "cannot update secrets linkerd-identity-issuer in namespace linkerd (to switch the issuer)",
+        "cannot get pods/log in namespace linkerd (to hear from each identity replica",
     ):
         assert named in error.observed
     assert "kubectl apply -k infra/kubernetes/cluster" in error.expected
     assert error.next_command.startswith("capstan check --rbac")
-    assert issuer_alone.value.what.startswith("3 of ")
+    assert issuer_alone.value.what.startswith("4 of ")
     assert "trust-roots" not in issuer_alone.value.observed
 
 

@@ -47,6 +47,7 @@ def linkerd(namespace: str) -> Iterator[Need]:
     yield from rotate("update", "configmaps", repeat, names=(CONFIG,), kinds=_ISSUERS)
     yield from rotate("update", "secrets", repeat, names=(OVERRIDES,), kinds=_ISSUERS)
     yield from rotate("update", "secrets", "switch the issuer", names=(ISSUER,), kinds=_ISSUERS)
+    yield from rotate("get", "pods/log", "hear from each identity replica what it makes of an issuer", kinds=_ISSUERS)
     for hook in HOOKS:
         kind, why = hook.resource, f"turn the certificate of {hook.name}"
         to = Purpose.WEBHOOKS
