@@ -89,8 +89,25 @@ class ApiServices:
         name = event.new.key[1]
         if event.type != "DELETED" and (event.new.obj.get("spec") or {}).get("service"):
             asyncio.get_running_loop().call_soon(self._judge, name)
-            if name not in self._following or self._following[name].done():
-                self._following[name] = asyncio.get_running_loop().create_task(self._follow(name))
+            self._begin(name)
+
+    def start(self) -> None:
+        """Ask every extension server there is, from now on."""
+        for stored in self._api.store.objects(RESOURCE):
+            if (stored.obj.get("spec") or {}).get("service"):
+                self._begin(stored.key[1])
+
+    async def stop(self) -> None:
+        """Ask no more, until the next start."""
+        asking = [*self._following.values()]
+        self._following.clear()
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    def _begin(self, name: str) -> None:
+        if name not in self._following or self._following[name].done():
+            self._following[name] = asyncio.get_running_loop().create_task(self._follow(name))
 
     async def _follow(self, name: str) -> None:
         """Ask an extension server again and again while its APIService is there (a real controller: each 30 s)."""
@@ -186,6 +203,12 @@ async def forwarded(api: Api, request: Request) -> Response | None:
     spec = (stored.obj.get("spec") or {}) if stored is not None else {}
     if api.access is None or not spec.get("service"):
         return None
+    conditions = (stored.obj.get("status") or {}).get("conditions") or [] if stored is not None else []
+    unavailable = next((c for c in conditions if c["type"] == "Available" and c["status"] != "True"), None)
+    if unavailable is not None:
+        # the aggregator calls no server that it has found wanting
+        api.access.calls.failed(name, unavailable.get("message") or "")
+        raise not_served(api, spec["group"], spec["version"])
     user = request.user
     headers = {"x-remote-user": user.username, "x-remote-group": ",".join(user.groups), "accept": "application/json"}
     try:

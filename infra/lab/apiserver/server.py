@@ -96,6 +96,7 @@ class ApiServer:
         self._server = uvicorn.Server(config)
         write_kubeconfig(self.kubeconfig, self.url, self.pki, self.pki.admin, "kubernetes-admin")
         self._task = asyncio.create_task(self._serve(self._server, listener), name="apiserver")
+        self.api_services.start()
         async with asyncio.timeout(START_SECONDS):
             while not self._server.started:
                 if self._task.done():
@@ -127,6 +128,7 @@ class ApiServer:
             await asyncio.wait_for(self._task, START_SECONDS)
         except TimeoutError:
             self._server.force_exit = True
+        await self.api_services.stop()
         await self.access.close()
         self._server = self._task = None
 
@@ -152,5 +154,6 @@ class ApiServer:
         server.should_exit = server.force_exit = True
         self.api.store.close_watches()
         await asyncio.wait({task}, timeout=START_SECONDS)
+        await self.api_services.stop()
         await self.access.close()
         self.api.store.compact()
