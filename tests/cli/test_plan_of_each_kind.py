@@ -24,13 +24,12 @@ from capstan.vaults.local import LocalVault
 from capstan.vaults.material import Material
 from tests.support.apiserver import Running
 from tests.support.istio_mesh import IstioMesh
+from tests.support.linkerd_objects import install, write_issuer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from capstan.cluster.client import Cluster
-    from capstan.pki.mint import Minted
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 ROOT = mint_root(RootPolicy("root.linkerd.cluster.local"), 1, NOW)
@@ -41,53 +40,11 @@ def encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def linkerd(cluster: Cluster, issuer: Minted = ISSUER) -> None:
-    """What `linkerd install` writes, as far as roots and issuer are in it; no proxy runs yet."""
-    cluster.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "linkerd"}})
-    roots = Bundle.of(ROOT.certificate).pem()
-    values = json.dumps({"identityTrustAnchorsPEM": roots, "identityTrustDomain": "cluster.local"})
-    for name, data in (
-        ("linkerd-config", {"values": values}),
-        ("linkerd-identity-trust-roots", {"ca-bundle.crt": roots}),
-    ):
-        body = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": name, "namespace": "linkerd"},
-            "data": data,
-        }
-        cluster.create(CONFIG_MAPS, body)
-    write_issuer(cluster, issuer)
-    labels = {"linkerd.io/control-plane-component": "identity"}
-    cluster.create(DEPLOYMENTS, {
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": "linkerd-identity", "namespace": "linkerd", "labels": labels},
-        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {
-            "metadata": {"labels": labels},
-            "spec": {"containers": [{"name": "identity", "image": "cr.l5d.io/linkerd/controller:edge-26.8.3"}]},
-        }},
-    })  # fmt: skip
-
-
-def write_issuer(cluster: Cluster, issuer: Minted) -> None:
-    """The Secret that identity signs with."""
-    data = {"crt.pem": encoded(issuer.certificate.pem()), "key.pem": encoded(issuer.key.pem().decode())}
-    body: dict[str, Any] = {
-        "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": data,
-        "metadata": {"name": "linkerd-identity-issuer", "namespace": "linkerd"},
-    }  # fmt: skip
-    there = cluster.find(SECRETS, "linkerd-identity-issuer", "linkerd")
-    if there is None:
-        cluster.create(SECRETS, body)
-    else:
-        cluster.replace(SECRETS, {**there, "data": data})
-
-
 @pytest.fixture(scope="module")
 def linkerds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running = Running(tmp_path_factory.mktemp("linkerd"))
     with closing(running.connect()) as cluster:
-        linkerd(cluster)
+        install(cluster, ROOT, ISSUER)
     yield running
     running.stop()
 
@@ -203,11 +160,11 @@ def test_an_issuer_under_an_offline_root_says_who_signs(plan: Callable[..., Any]
 
 def test_an_issuer_that_is_the_root_itself_is_refused(plan: Callable[..., Any], linkerds: Running) -> None:
     with closing(linkerds.connect()) as cluster:
-        write_issuer(cluster, ROOT)
+        write_issuer(cluster, ROOT.certificate, ROOT.key)
         try:
             code, _, err = plan(linkerds, "--what", "issuer")
         finally:
-            write_issuer(cluster, ISSUER)
+            write_issuer(cluster, ISSUER.certificate, ISSUER.key)
     assert code == 3
     assert "leaves are signed by the root itself" in " ".join(err.split())
 
