@@ -22,6 +22,7 @@ _MIRROR = "kubernetes.io/config.mirror"
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _BUILT_IN_PRIORITIES = {"system-node-critical": 2000001000, "system-cluster-critical": 2000000000}
 PRIORITY_CLASSES = "priorityclasses.scheduling.k8s.io"
+RUNTIME_CLASSES = "runtimeclasses.node.k8s.io"
 
 
 class PodAdmission:
@@ -40,6 +41,7 @@ class PodAdmission:
         if _MIRROR not in (pod["metadata"].get("annotations") or {}):
             self._service_account(attributes, spec)
         self._priority(attributes, spec)
+        self._runtime_class(attributes, spec)
         _tolerations(spec)
 
     def _service_account(self, attributes: AdmissionAttributes, spec: dict[str, Any]) -> None:
@@ -58,6 +60,11 @@ class PodAdmission:
         secrets = account.obj.get("imagePullSecrets")
         if secrets and not spec.get("imagePullSecrets"):
             spec["imagePullSecrets"] = [dict(secret) for secret in secrets]
+
+    def _runtime_class(self, attributes: AdmissionAttributes, spec: dict[str, Any]) -> None:
+        name = spec.get("runtimeClassName")
+        if name and self._store.get(RUNTIME_CLASSES, "", name) is None:
+            raise refusal(attributes, f'pod rejected: RuntimeClass "{name}" not found')
 
     def _mount_token(self, spec: dict[str, Any]) -> None:
         volumes = spec.get("volumes") or []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import unicodedata
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,8 @@ class App:
         named = fairness.headers(request.user) if request.user is not None else {}
         headers += [(name.lower().encode(), value.encode()) for name, value in {**named, **response.headers}.items()]
         for text in dict.fromkeys(request.warnings):
+            if any(unicodedata.category(char) == "Cc" for char in text):
+                continue  # a header cannot carry it; the real server leaves it out too
             quoted = text.replace("\\", "\\\\").replace('"', '\\"')
             headers.append((b"warning", f'299 - "{quoted}"'.encode()))
         if response.stream is None:

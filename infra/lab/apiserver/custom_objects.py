@@ -46,13 +46,13 @@ def type_metadata(obj: Object) -> list[str]:
         obj["metadata"] = {}
         return []
     decoder = schema_codec.Decoder()
+    shown = f"metadata: Invalid value: {go_json.field_value(go_json.sorted_keys(given))}"
+    if not isinstance(given, dict):
+        raise schema_codec.DecodeError(f"{shown}: {go_json.unmarshal_error(given, 'v1.ObjectMeta')}")
     try:
-        if not isinstance(given, dict):
-            raise schema_codec.DecodeError(go_json.unmarshal_error(given, "v1.ObjectMeta"))
         typed = decoder.decode(schema.struct(schema.OBJECT_META), given)
     except schema_codec.DecodeError as error:
-        shown = go_json.field_value(go_json.sorted_keys(given))
-        raise schema_codec.DecodeError(f"metadata: Invalid value: {shown}: {error}") from None
+        raise schema_codec.DecodeError(f"{shown}: {error}") from None
     if typed.get("creationTimestamp") is None:
         typed.pop("creationTimestamp", None)
     obj["metadata"] = typed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from infra.lab.apiserver import custom_objects, go_json, schema, schema_codec
 from infra.lab.apiserver.status import ApiStatusError, bad_request
@@ -161,12 +162,13 @@ def check_applied(kind: KindInfo, body: bytes, mode: str) -> Object:
     """
     text = body.decode("utf-8", "replace")
     value = _yaml(text)
+    value = {} if value is None else value
     if not isinstance(value, dict):
         words = go_json.unmarshal_error(value, "map[string]interface {}")
-        raise bad_request(f"error decoding YAML: {words}")
-    repeated = schema_codec.duplicates(value)
-    if repeated and mode == "Strict":
-        raise bad_request(f"error decoding YAML: {', '.join(repeated)}")
+        raise bad_request(f"error decoding YAML: error unmarshaling JSON: while decoding JSON: {words}")
+    repeated = applied_twice(body) if mode == "Strict" else ""
+    if repeated:
+        raise bad_request(f"error strict decoding YAML: {repeated}")
     group, _, version = str(value.get("apiVersion") or "").rpartition("/")
     given_kind = str(value.get("kind") or "")
     if (group, version, given_kind) != (kind.group, kind.version, kind.kind):
@@ -189,7 +191,34 @@ def _yaml(text: str) -> Any:
         return _as_json(reader.load(text))
     except YAMLError as error:
         first = re.sub(r"\s+", " ", str(error)).strip()
-        raise bad_request(f"error decoding YAML: yaml: {first}") from None
+        raise bad_request(f"error decoding YAML: error converting YAML to JSON: yaml: {first}") from None
+
+
+def applied_twice(body: bytes) -> str:
+    """Which keys of a YAML document (JSON is one) are given twice, with their lines; empty when none is."""
+    reader = YAML(typ="safe", pure=True)
+    reader.allow_duplicate_keys = True
+    try:
+        root = reader.compose(body.decode("utf-8", "replace"))
+    except YAMLError:
+        return ""
+    found = [f'  line {line}: key "{key}" already set in map' for line, key in _repeated(root)]
+    return "error converting YAML to JSON: yaml: unmarshal errors:\n" + "\n".join(found) if found else ""
+
+
+def _repeated(node: Any) -> list[tuple[int, str]]:
+    out: list[tuple[int, str]] = []
+    if isinstance(node, MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                out.append((key.start_mark.line + 1, key.value))
+            seen.add(key.value)
+            out += _repeated(value)
+    elif isinstance(node, SequenceNode):
+        for item in node.value:
+            out += _repeated(item)
+    return out
 
 
 def _as_json(value: Any) -> Any:

@@ -75,7 +75,7 @@ async def evict(api: Api, request: Request) -> Response:
     eviction = writing.decode(request, EVICTION)
     name = request.info.name
     given = (eviction.get("metadata") or {}).get("name") or ""
-    if given and given != name:
+    if given != name:
         raise status.bad_request("name in URL does not match name in Eviction object")
     key = (request.info.namespace, name)
     pod = api.store.get("pods", *key)

@@ -67,7 +67,7 @@ class _SelectorError(Exception):
 
 
 class _Parser:
-    """Tokens of a selector string; "" stands for its end. ``in`` and ``notin`` are words but where an operator stands."""
+    """Tokens of a selector string; "" stands for its end. ``in`` and ``notin`` are words except as operators."""
 
     def __init__(self, text: str) -> None:
         self.tokens = _TOKEN.findall(text)

@@ -34,6 +34,7 @@ def issue(
     account = store.get("serviceaccounts", namespace, name)
     if account is None:
         raise not_found("serviceaccounts", name)
+    _check_identity(body.get("metadata") or {}, namespace, name)
     spec = body.get("spec") or {}
     given_audiences = [audience for audience in spec.get("audiences") or [] if audience]
     audiences = given_audiences or [ISSUER]
@@ -75,6 +76,16 @@ def _check_seconds(seconds: int) -> None:
         causes.append(invalid_value(path, str(seconds), "may not specify a duration larger than 2^32 seconds"))
     if causes:
         raise invalid("TokenRequest", "", causes, "authentication.k8s.io")
+
+
+def _check_identity(metadata: dict[str, Any], namespace: str, name: str) -> None:
+    """A request may name the account it is for; then it must be the one of the URL."""
+    for field, wanted, what in (("name", name, "name"), ("namespace", namespace, "namespace")):
+        given = metadata.get(field) or ""
+        if given and given != wanted:
+            message = f"must match the service account {what} if specified"
+            cause = invalid_value(f"metadata.{field}", f'"{given}"', message)
+            raise invalid("TokenRequest", name, [cause], "authentication.k8s.io")
 
 
 def _bound(store: Store, namespace: str, account: str, reference: dict[str, Any]) -> list[BoundTo]:

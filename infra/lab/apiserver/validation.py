@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from infra.lab.apiserver import validation_core as core
+from infra.lab.apiserver import validation_crd as crd
 from infra.lab.apiserver import validation_extensions as extensions
 from infra.lab.apiserver import validation_meta as meta
 from infra.lab.apiserver import validation_pods as pods
@@ -46,7 +47,7 @@ _RULES: dict[tuple[str, str], Callable[[Object, Object | None], list[Cause]]] = 
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration"): extensions.webhooks,
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration"): extensions.webhooks,
     ("apiregistration.k8s.io", "APIService"): extensions.api_service,
-    ("apiextensions.k8s.io", "CustomResourceDefinition"): extensions.custom_resource_definition,
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): crd.custom_resource_definition,
 }
 
 # Names are DNS subdomains, but for these

@@ -1,4 +1,4 @@
-"""Rules for the kinds that extend the API server: webhook configurations, APIServices, CustomResourceDefinitions."""
+"""Rules for webhook configurations and APIServices, which extend the API server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from infra.lab.apiserver import validation_meta as meta
-from infra.lab.apiserver.validation_meta import bad, duplicate, forbidden, missing, unsupported
+from infra.lab.apiserver.validation_meta import bad, duplicate, missing, unsupported
 
 if TYPE_CHECKING:
     from infra.lab.apiserver.status import Cause
@@ -184,85 +184,4 @@ def api_service(new: Object, old: Object | None) -> list[Cause]:  # noqa: ARG001
     if spec.get("insecureSkipTLSVerify") and spec.get("caBundle"):
         message = "may not be true if caBundle is present"
         out.append(bad("spec.insecureSkipTLSVerify", True, message))
-    return out
-
-
-def custom_resource_definition(new: Object, old: Object | None) -> list[Cause]:
-    """A CustomResourceDefinition; group, scope and names are fixed once it is established."""
-    spec = new.get("spec") or {}
-    group, names = spec.get("group") or "", spec.get("names") or {}
-    name = (new.get("metadata") or {}).get("name") or ""
-    out: list[Cause] = []
-    wanted = f"{names.get('plural') or ''}.{group}"
-    if name != wanted:
-        out.append(bad("metadata.name", name, 'must be spec.names.plural+"."+spec.group'))
-    if not group:
-        out.append(missing("spec.group"))
-    elif meta.subdomain(group):
-        out.append(bad("spec.group", group, ",".join(meta.subdomain(group))))
-    elif "." not in group:
-        out.append(bad("spec.group", group, "should be a domain with at least one dot"))
-    if not spec.get("scope"):
-        out.append(missing("spec.scope"))
-    elif spec["scope"] not in ("Cluster", "Namespaced"):
-        out.append(unsupported("spec.scope", spec["scope"], ("Cluster", "Namespaced")))
-    out += _versions(spec.get("versions") or [])
-    for field in ("plural", "singular", "kind", "listKind"):
-        value = names.get(field) or ""
-        if not value:
-            out.append(missing(f"spec.names.{field}"))
-        else:
-            out += [bad(f"spec.names.{field}", value, message) for message in meta.label_1035(value.lower())]
-    return out + (_fixed(spec, old) if old else [])
-
-
-def _versions(versions: list[Object]) -> list[Cause]:
-    path = "spec.versions"
-    out: list[Cause] = []
-    seen: set[str] = set()
-    for number, version in enumerate(versions):
-        at = f"{path}[{number}]"
-        name = version.get("name") or ""
-        out += [bad(f"{at}.name", name, ",".join(meta.label_1035(name)))] if meta.label_1035(name) else []
-        if name in seen:
-            message = "must contain unique version names"
-            out.append(bad(path, [entry.get("name") for entry in versions], message))
-        seen.add(name)
-        schema = (version.get("schema") or {}).get("openAPIV3Schema")
-        if schema is None:
-            out.append(missing(f"{at}.schema.openAPIV3Schema", "schemas are required"))
-        elif not schema.get("type") and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            out.append(missing(f"{at}.schema.openAPIV3Schema.type", "must not be empty at the root"))
-        elif schema.get("type") != "object":
-            out.append(bad(f"{at}.schema.openAPIV3Schema.type", schema.get("type"), "must be object at the root"))
-    if sum(1 for version in versions if version.get("storage")) != 1:
-        message = "must have exactly one version marked as storage version"
-        out.append(bad(path, [{key: entry[key] for key in entry if key != "schema"} for entry in versions], message))
-    return out
-
-
-def _fixed(spec: Object, old: Object) -> list[Cause]:
-    before, status = old.get("spec") or {}, old.get("status") or {}
-    established = any(
-        condition.get("type") == "Established" and condition.get("status") == "True"
-        for condition in status.get("conditions") or []
-    )
-    out: list[Cause] = []
-    if established:
-        for field in ("scope",):
-            if spec.get(field) != before.get(field):
-                out.append(bad(f"spec.{field}", spec.get(field), meta.IMMUTABLE))
-        kind = (spec.get("names") or {}).get("kind")
-        if kind != (before.get("names") or {}).get("kind"):
-            out.append(bad("spec.names.kind", kind, meta.IMMUTABLE))
-    for field, value in (("group", spec.get("group")), ("names.plural", (spec.get("names") or {}).get("plural"))):
-        held = before.get("group") if field == "group" else (before.get("names") or {}).get("plural")
-        if value != held:
-            out.append(bad(f"spec.{field}", value, meta.IMMUTABLE))
-    missing_versions = set(status.get("storedVersions") or []) - {
-        entry.get("name") for entry in spec.get("versions") or []
-    }
-    for name in sorted(missing_versions):
-        message = f"must have an entry for stored version {name}"
-        out.append(forbidden("spec.versions", message))
     return out

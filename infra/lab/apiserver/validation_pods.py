@@ -23,6 +23,11 @@ _DNS_POLICIES = ("ClusterFirstWithHostNet", "ClusterFirst", "Default", "None")
 _PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 _PROTOCOLS = ("SCTP", "TCP", "UDP")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+_CONTAINER_RESOURCES = frozenset({"cpu", "memory", "ephemeral-storage"})
+_QUOTA_RESOURCES = frozenset(
+    {"pods", "services", "replicationcontrollers", "resourcequotas", "secrets", "configmaps", "storage"}
+    | {"persistentvolumeclaims"}
+)
 _PORT_RANGE = "must be between 1 and 65535, inclusive"
 
 
@@ -45,7 +50,9 @@ def pod_spec(spec: Object, path: str, claims: frozenset[str] = frozenset()) -> l
     if not containers:
         out.append(missing(f"{path}.containers"))
     out += _containers(containers, f"{path}.containers", volumes, names)
-    out += _containers(spec.get("initContainers") or [], f"{path}.initContainers", volumes, names)
+    starting = spec.get("initContainers") or []
+    out += _containers(starting, f"{path}.initContainers", volumes, names)
+    out += _not_for_init(starting, f"{path}.initContainers")
     policy = spec.get("restartPolicy") or ""
     if not policy:
         out.append(missing(f"{path}.restartPolicy"))
@@ -113,6 +120,18 @@ def _containers(containers: list[Object], path: str, volumes: frozenset[str], na
             names.add(name)
         out += _container(container, at, volumes)
     return out
+
+
+def _not_for_init(containers: list[Object], path: str) -> list[Cause]:
+    """What only makes sense for a container that goes on running."""
+    message = "may not be set for init containers without restartPolicy=Always"
+    return [
+        forbidden(f"{path}[{number}].{field}", message)
+        for number, container in enumerate(containers)
+        if container.get("restartPolicy") != "Always"
+        for field in ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
+        if container.get(field) is not None
+    ]
 
 
 def _container(container: Object, at: str, volumes: frozenset[str]) -> list[Cause]:
@@ -232,6 +251,7 @@ def _resources(resources: Object, path: str) -> list[Cause]:
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     for field, amounts in (("limits", limits), ("requests", requests)):
         for name, amount in amounts.items():
+            out += _resource_name(name, f"{path}.{field}[{name}]")
             if parse_quantity(str(amount)) < 0:
                 out.append(bad(f"{path}.{field}[{name}]", amount, "must be greater than or equal to 0"))
     for name, amount in requests.items():
@@ -239,6 +259,18 @@ def _resources(resources: Object, path: str) -> list[Cause]:
             message = f"must be less than or equal to {name} limit of {limits[name]}"
             out.append(bad(f"{path}.requests", amount, message))
     return out
+
+
+def _resource_name(name: str, path: str) -> list[Cause]:
+    """A name without a domain must be one of the resources that Kubernetes itself counts for containers."""
+    complaints = meta.qualified_name(name)
+    if complaints:
+        return [bad(path, name, message) for message in complaints]
+    if "/" in name or name in _CONTAINER_RESOURCES or name.startswith("hugepages-"):
+        return []
+    known = name in _QUOTA_RESOURCES or name.startswith(("requests.", "limits."))
+    out = [] if known else [bad(path, name, "must be a standard resource type or fully qualified")]
+    return [*out, bad(path, name, "must be a standard resource for containers")]
 
 
 def _probe(probe: Object, at: str) -> list[Cause]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from infra.lab.apiserver import validation_meta as meta
 from infra.lab.apiserver.schedule import schedule_error
@@ -184,11 +185,12 @@ def stateful_set(new: Object, old: Object | None) -> list[Cause]:
         out.append(missing(f"{path}.updateStrategy"))
     elif kind == "OnDelete" and rolling is not None:
         message = "only allowed for updateStrategy 'RollingUpdate'"
-        out.append(bad(f"{path}.updateStrategy.rollingUpdate", rolling, message))
+        out.append(bad(f"{path}.updateStrategy.rollingUpdate", _internal_rolling(rolling), message))
     elif kind == "RollingUpdate" and rolling is not None:
         out += non_negative(rolling, "partition", f"{path}.updateStrategy.rollingUpdate")
     elif kind not in ("OnDelete", "RollingUpdate"):
-        out.append(bad(f"{path}.updateStrategy", strategy, "must be 'RollingUpdate' or 'OnDelete'"))
+        shown = {"Type": kind, "RollingUpdate": _internal_rolling(rolling)}
+        out.append(bad(f"{path}.updateStrategy", shown, "must be 'RollingUpdate' or 'OnDelete'"))
     out += non_negative(spec, "replicas", path) + non_negative(spec, "minReadySeconds", path)
     out += _selector(spec, path, "statefulset")
     claims = frozenset(
@@ -197,10 +199,34 @@ def stateful_set(new: Object, old: Object | None) -> list[Cause]:
     return out + _template(spec, path, claims)
 
 
+def _internal_rolling(rolling: Object | None) -> Object | None:
+    """As errors show it: the server validates its internal type, whose JSON has Go's names."""
+    if rolling is None:
+        return None
+    return {"Partition": rolling.get("partition") or 0, "MaxUnavailable": rolling.get("maxUnavailable")}
+
+
+# What of the template of a suspended Job that has never started may change (KEP-2926)
+_JOB_DIRECTIVES = ("affinity", "nodeSelector", "tolerations", "schedulingGates")
+
+
+def _job_template_changed(spec: Object, before: Object, *, waiting: bool) -> bool:
+    template, old = spec.get("template") or {}, before.get("template") or {}
+    if not waiting or template == old:
+        return bool(template != old)
+    kept = {key: value for key, value in (template.get("spec") or {}).items() if key not in _JOB_DIRECTIVES}
+    held = {key: value for key, value in (old.get("spec") or {}).items() if key not in _JOB_DIRECTIVES}
+    free = ("labels", "annotations")
+    metadata = {key: value for key, value in (template.get("metadata") or {}).items() if key not in free}
+    named = {key: value for key, value in (old.get("metadata") or {}).items() if key not in free}
+    return kept != held or metadata != named
+
+
 def job(new: Object, old: Object | None) -> list[Cause]:
     """A Job: what it runs cannot change once it is there."""
     spec = new.get("spec") or {}
-    out = job_spec(spec, "spec")
+    out = _generated_selector(new) if old is None else []
+    out += job_spec(spec, "spec")
     labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels")
     if spec.get("selector") is None:
         out.append(missing("spec.selector"))
@@ -211,11 +237,25 @@ def job(new: Object, old: Object | None) -> list[Cause]:
         fields = ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"]
         if spec.get("completionMode") != "Indexed":
             fields.insert(0, "completions")
-        if not (before.get("suspend") and not (old.get("status") or {}).get("startTime")):
-            fields.insert(2, "template")
+        waiting = bool(before.get("suspend")) and not (old.get("status") or {}).get("startTime")
+        if _job_template_changed(spec, before, waiting=waiting):
+            fields.insert(fields.index("selector") + 1, "template")
         for field in fields:
             out += _immutable(spec, before, field)
     return out
+
+
+def _generated_selector(new: Object) -> list[Cause]:
+    """A Job selects its pods by what the server generates for it, unless it says that it does so itself."""
+    spec, metadata = new.get("spec") or {}, new.get("metadata") or {}
+    if spec.get("manualSelector") or spec.get("selector") is None:
+        return []
+    uid, name = metadata.get("uid") or "", metadata.get("name") or ""
+    expected = {"controller-uid": uid, "job-name": name}
+    expected |= {f"batch.kubernetes.io/{key}": value for key, value in expected.items()}
+    if meta.selects(spec["selector"], expected):
+        return []
+    return [bad("spec.selector", spec["selector"], "`selector` not auto-generated")]
 
 
 def job_spec(spec: Object, path: str) -> list[Cause]:
@@ -238,7 +278,22 @@ def job_spec(spec: Object, path: str) -> list[Cause]:
     return out
 
 
-def cron_job(new: Object, old: Object | None) -> list[Cause]:  # noqa: ARG001  (the signature of every rule)
+def _time_zone(name: str | None, path: str) -> list[Cause]:
+    """A name of the time zone database; Go's ``Local`` is none, and an empty one must be left out."""
+    if name is None:
+        return []
+    if not name:
+        return [bad(path, name, "timeZone must be nil or non-empty string")]
+    if name.lower() == "local":
+        return [bad(path, name, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones")]
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return [bad(path, name, f"unknown time zone {name}")]
+    return []
+
+
+def cron_job(new: Object, old: Object | None) -> list[Cause]:
     path, spec = "spec", new.get("spec") or {}
     out: list[Cause] = []
     schedule = spec.get("schedule") or ""
@@ -248,7 +303,11 @@ def cron_job(new: Object, old: Object | None) -> list[Cause]:  # noqa: ARG001  (
         problem = schedule_error(schedule)
         if problem:
             out.append(bad(f"{path}.schedule", schedule, problem))
+        if "TZ" in schedule and ((old or {}).get("spec") or {}).get("schedule") != schedule:
+            message = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"
+            out.append(bad(f"{path}.schedule", schedule, message))
     out += non_negative(spec, "startingDeadlineSeconds", path)
+    out += _time_zone(spec.get("timeZone"), f"{path}.timeZone")
     policy = spec.get("concurrencyPolicy") or ""
     if not policy:
         out.append(missing(f"{path}.concurrencyPolicy"))

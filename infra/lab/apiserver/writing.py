@@ -257,7 +257,10 @@ async def patch_object(api: Api, request: Request, subresource: str = "") -> Res
 async def _apply(api: Api, request: Request, subresource: str) -> Response:
     """Server-side apply (Kubernetes docs, "Server-Side Apply"): creates what is missing."""
     kind, info = request.kind, request.info
-    applied = fieldvalidation.check_applied(kind, request.body, request.query.get("fieldValidation") or "Warn")
+    mode = request.query.get("fieldValidation") or "Warn"
+    applied = fieldvalidation.check_applied(kind, request.body, mode)
+    if mode == "Warn" and (repeated := fieldvalidation.applied_twice(request.body)):
+        request.warnings.append(repeated)
     if kind.custom:
         unknown = custom_schema.prune(schema_codec.clone(applied), kind.schema)
         if unknown:
@@ -341,7 +344,11 @@ async def _change_once(
         raise _other_uid(kind, request.info.namespace, request.info.name, metadata["uid"], before["uid"])
     if not wanted and operation == "Patch":
         given = metadata.get("resourceVersion") or ""
-        if given and given != before["resourceVersion"]:
+        try:
+            meant = options.unsigned(given) if given else 0
+        except ValueError as error:
+            raise status.plain_error(str(error)) from None
+        if meant and str(meant) != before["resourceVersion"]:
             raise status.conflict(kind.plural, request.info.name, kind.group)
     elif wanted and wanted != stored.rv:
         raise status.conflict(kind.plural, request.info.name, kind.group)

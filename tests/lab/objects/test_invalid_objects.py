@@ -151,9 +151,10 @@ def test_a_running_pod_takes_a_new_image_and_more_tolerations_and_nothing_else()
 
 def test_a_job_may_not_restart_always_nor_change_its_template() -> None:
     labels = {"metadata": {"labels": {"app": "x"}}}
-    job = {"spec": {"selector": {"matchLabels": {"app": "x"}}, "template": {**labels, **_only_pod("Never")}}}
-    always = {"spec": {"selector": {"matchLabels": {"app": "x"}}, "template": {**labels, **_only_pod("Always")}}}
-    retry = {"spec": {"selector": {"matchLabels": {"app": "x"}}, "template": {**labels, **_only_pod("OnFailure")}}}
+    mine = {"selector": {"matchLabels": {"app": "x"}}, "manualSelector": True}
+    job = {"spec": {**mine, "template": {**labels, **_only_pod("Never")}}}
+    always = {"spec": {**mine, "template": {**labels, **_only_pod("Always")}}}
+    retry = {"spec": {**mine, "template": {**labels, **_only_pod("OnFailure")}}}
     assert _causes("jobs.batch", job) == []
     assert _causes("jobs.batch", always) == [
         ("spec.template.spec.restartPolicy", 'Required value: valid values: "OnFailure", "Never"')
