@@ -248,6 +248,8 @@ class ExpiredAim:
             for c in seen.clusters
             if any(self._places(c)) or any(self._peer(peer, c.name, seen.taken_at) for peer in c.peers)
         )
+        # Whether a new anchor is needed depends on whose key can be had: it is decided when the rotation begins.
+        perhaps = ", where one has ended" if unminted else ""
         reverse = "never: what there was before has expired"
 
         def step(kind: StepKind, changes: str, pending: tuple[str, ...], phase: Phase = Phase.ISSUE) -> Step:
@@ -260,8 +262,8 @@ class ExpiredAim:
         steps = [
             minted,
             step(StepKind.APPROVE, "nothing; a person decides", behind),
-            *((step(StepKind.REPLACE_ROOTS, "every bundle := roots that live", sources),) if roots_change else ()),
-            *((step(StepKind.SWITCH_ISSUER, "every dead issuer := new", issuers),) if issuers_change else ()),
+            *([step(StepKind.REPLACE_ROOTS, f"every bundle := roots that live{perhaps}", sources)] * roots_change),
+            *([step(StepKind.SWITCH_ISSUER, f"every dead issuer := new{perhaps}", issuers)] * issuers_change),
             step(StepKind.RESTART_CONTROL_PLANE, "identity, then the rest of the control plane, start anew", behind),
             step(
                 StepKind.RESTART_DATA_PLANE,
