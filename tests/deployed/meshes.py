@@ -6,25 +6,24 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from kubernetes.client import ApiException
-
 from capstan.vaults.base import ROTATION_TAG
 from capstan.vaults.opening import open_vault
+from tests.support.judging import RECORDS, Judged, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from capstan.vaults.base import Reference
     from tests.support.labs import RunningLab
 
+__all__ = ["DOMAIN", "RECORD", "RECORDS", "Mesh", "wait_for"]
+
 DOMAIN = "mesh"
-RECORDS = "/api/v1/namespaces/capstan-system"
 RECORD = f"{RECORDS}/configmaps/capstan-rotation-{DOMAIN}"
 ROOT = f"capstan-{DOMAIN}-root"
 
@@ -33,7 +32,7 @@ LEAVE_AFTER = "PT4S"
 
 
 @dataclass
-class Mesh:
+class Mesh(Judged):
     """One trust domain on a lab.
 
     Attributes:
@@ -50,6 +49,7 @@ class Mesh:
     policy: Mapping[str, Any] = field(default_factory=dict)
     old: set[str] = field(default_factory=set)
     machines: list[Path] = field(default_factory=list)
+    domain: str = DOMAIN
 
     def parameter(self) -> dict[str, Any]:
         """The flow parameter `domain`."""
@@ -75,21 +75,6 @@ class Mesh:
         file.write_text(json.dumps(content, indent=1))
         return file
 
-    def forget_earlier(self) -> None:
-        """Make the cluster one that Capstan never touched, and begin to count handshakes."""
-        self.lab.clear_faults()
-        if not self._absent(RECORDS):
-            self.lab.call("DELETE", RECORDS)
-        wait_for(lambda: self._absent(RECORDS), "the earlier records to go")
-        self.old = {root for pod in self.lab.pods() for root in pod["roots"]}
-        assert len(self.old) == 1, "the lab does not begin with one root"
-        self.lab.reset_prober()
-
-    def record(self) -> dict[str, Any]:
-        """The rotation record, as the cluster has it."""
-        decoded: dict[str, Any] = json.loads(self.lab.call("GET", RECORD)["data"]["record.json"])
-        return decoded
-
     def minted_roots(self) -> list[Reference]:
         """Every version of the root in the vault, whatever it is tagged with."""
         with mock.patch.dict(os.environ, self.vault_environment):
@@ -108,8 +93,7 @@ class Mesh:
         assert root.tag[ROTATION_TAG] == record["rotation_id"]
         assert root.fingerprint == record["new"]
         assert root.fingerprint not in self.old
-        held = {f"{pod['namespace']}/{pod['pod']}": pod["roots"] for pod in self.lab.pods() if not pod["stopping"]}
-        assert set(map(tuple, held.values())) == {(root.fingerprint,)}, held
+        self.require_every_proxy_holds({root.fingerprint})
         # 3. The account verifies against the record, is complete, and holds each approval once.
         for file in [file for machine in self.machines for file in (machine / "evidence").iterdir()]:
             (self.home / "evidence").mkdir(parents=True, exist_ok=True)
@@ -129,40 +113,15 @@ class Mesh:
         # A further account begins with the approvals that were given before it.
         assert (list(dict.fromkeys(noted)) if self.machines else noted) == approvals, noted
         # 4. Nobody lost a connection.
-        counts = self.lab.prober()
-        assert counts["attempted"] > 100
-        assert counts["failed"] == 0, (counts["max_lag_seconds"], counts["failures"][:3])
+        self.require_no_failure()
 
     def require_rolled_back(self) -> None:
         """Exactly the roots there were, everywhere, and nobody lost a connection."""
         record = self.record()
         assert (record["direction"], record["outcome"]) == ("back", "rolled back"), record
-        held = {f"{pod['namespace']}/{pod['pod']}": set(pod["roots"]) for pod in self.lab.pods() if not pod["stopping"]}
-        assert all(roots == self.old for roots in held.values()), held
-        counts = self.lab.prober()
-        assert counts["failed"] == 0, (counts["max_lag_seconds"], counts["failures"][:3])
-
-    def _absent(self, path: str) -> bool:
-        try:
-            self.lab.call("GET", path)
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            return True
-        return False
+        self.require_every_proxy_holds(self.old)
+        self.require_no_failure()
 
 
 def _part(account: Path) -> int:
     return int(account.name.removesuffix(".jsonl").rpartition(".")[2]) if account.name.count(".") > 1 else 1
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Return when the condition holds.
-
-    Raises:
-        AssertionError: It does not in time.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.1)

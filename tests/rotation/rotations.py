@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-from kubernetes.client import ApiException
+from typing import TYPE_CHECKING, Any
 
 from capstan.vaults.base import ROTATION_TAG
 from capstan.vaults.opening import open_vault
+from tests.support.judging import Judged, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from capstan.vaults.base import Reference
     from tests.rotation.runner import Ran, Runner
     from tests.support.labs import RunningLab
 
-RECORDS = "/api/v1/namespaces/capstan-system"
+__all__ = ["Rotations", "wait_for"]
 
 
-class Rotations:
+class Rotations(Judged):
     """One rotation: run, run again, judged.
 
     Args:
@@ -48,17 +44,6 @@ class Rotations:
         self.rotation = rotation
         self.old: set[str] = set()
 
-    def forget_earlier(self) -> None:
-        """Make the cluster one that Capstan never touched, and begin to count handshakes."""
-        self.lab.clear_faults()
-        if not self._absent(RECORDS):
-            self.lab.call("DELETE", RECORDS)
-        wait_for(lambda: self._absent(RECORDS), "the earlier records to go")
-        assert self._absent(f"{RECORDS}/configmaps/capstan-rotation-{self.domain}"), "a record outlived its namespace"
-        self.old = {root for pod in self.lab.pods() for root in pod["roots"]}
-        assert len(self.old) == 1, "the lab does not begin with one root"
-        self.lab.reset_prober()
-
     def run(self, *more: str, die_at: str = "", approve: str = "auto", rotation: str = "", **how: Any) -> Ran:
         """`capstan rotate`, of this rotation unless another one is named.
 
@@ -78,20 +63,11 @@ class Rotations:
             home=self.home, kubeconfig=self.lab.kubeconfig, die_at=die_at, **how,
         )  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
-        """The rotation record, as the cluster has it."""
-        item = self.lab.call("GET", f"{RECORDS}/configmaps/capstan-rotation-{self.domain}")
-        return cast("dict[str, Any]", json.loads(item["data"]["record.json"]))
-
     def minted_roots(self) -> list[Reference]:
         """Every version of the root in the vault, whatever it is tagged with."""
         if not (self.home / "vault" / "vault.json").exists():
             return []
         return list(open_vault(f"local:{self.home / 'vault'}").find({}, f"capstan-{self.domain}-root"))
-
-    def live_roots(self) -> set[str]:
-        """All roots in the memory of any proxy, by the lab's own word."""
-        return {root for pod in self.lab.pods() for root in pod["roots"]}
 
     def require_one_new_root_at_most(self) -> None:
         minted = {root.fingerprint for root in self.minted_roots()}
@@ -108,8 +84,7 @@ class Rotations:
         assert root.tag[ROTATION_TAG] == self.rotation
         new = root.fingerprint
         assert new not in self.old
-        held = {f"{pod['namespace']}/{pod['pod']}": pod["roots"] for pod in self.lab.pods() if not pod["stopping"]}
-        assert set(map(tuple, held.values())) == {(new,)}, held
+        self.require_every_proxy_holds({new})
         # 3. The record is closed, and names it.
         record = self.record()
         assert (record["rotation_id"], record["outcome"], record["new"]) == (self.rotation, "completed", new)
@@ -125,9 +100,7 @@ class Rotations:
         approved = [entry["body"]["gate"] for entry in entries if entry["kind"] == "approval"]
         assert approved == ["trust", "issue", "distrust"]
         # 5. Nobody lost a connection.
-        counts = self.lab.prober()
-        assert counts["attempted"] > 100
-        assert counts["failed"] == 0, counts["failures"][:3]
+        self.require_no_failure()
 
     def require_rolled_back(self, ran: Ran, *, refused: bool = True) -> list[dict[str, Any]]:
         """The run took the whole rotation back, and dropped nothing; the entries of its last account.
@@ -140,8 +113,7 @@ class Rotations:
         assert (ran.data["direction"], ran.data["completed"]) == ("back", True)
         assert ran.data["old_root_refused"] is (True if refused else None)
         # 2. Every proxy holds exactly the roots there were, and so does every place that declares them.
-        held = {f"{pod['namespace']}/{pod['pod']}": pod["roots"] for pod in self.lab.pods() if not pod["stopping"]}
-        assert {frozenset(roots) for roots in held.values()} == {frozenset(self.old)}, held
+        self.require_every_proxy_holds(self.old)
         assert set(ran.data["roots"]["after"]) == self.old
         # 3. At most one root was minted, and nobody knows it.
         self.require_one_new_root_at_most()
@@ -156,24 +128,5 @@ class Rotations:
         assert verified.code == 0, verified.stderr
         assert (verified.data["finished"], verified.data["outcome"]) == (True, "rolled back")
         # 6. Nobody lost a connection.
-        counts = self.lab.prober()
-        assert counts["attempted"] > 100
-        assert counts["failed"] == 0, counts["failures"][:3]
+        self.require_no_failure()
         return [json.loads(line) for line in account.read_text().splitlines()]
-
-    def _absent(self, path: str) -> bool:
-        try:
-            self.lab.call("GET", path)
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            return True
-        return False
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    """Return when the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.1)

@@ -77,12 +77,6 @@ class Turned(Rotations):
         assert [entry["body"]["gate"] for entry in entries if entry["kind"] == "approval"] == ["issue"]
         self.require_no_failure()
 
-    def require_no_failure(self) -> None:
-        """Thousands would be better; a rotation of the small lab makes hundreds."""
-        counts = self.lab.prober()
-        assert counts["attempted"] > 100
-        assert counts["failed"] == 0, counts["failures"][:3]
-
     def secret(self, name: str, namespace: str = "istio-system") -> dict[str, Any]:
         """A Secret, as the lab's API server has it."""
         found: dict[str, Any] = self.lab.call("GET", f"/api/v1/namespaces/{namespace}/secrets/{name}")
