@@ -25,7 +25,7 @@ from capstan.vaults.base import Vault
 from capstan.vaults.opening import open_vault
 from flows.directions import carried_out, taken_back
 from flows.offline import Wanted, have_signed, mint_or_have_signed
-from flows.phases import cleared, distrust, issue, renew, rolled_out
+from flows.phases import cleared, distrust, issue, renew, rolled_out, taken_over_unseen
 from flows.running import running_without_rotation
 from flows.waiting import await_gate
 from tasks import steps
@@ -168,6 +168,9 @@ def to_another_root(rotation: Rotation) -> None:
     prepare(rotation)
     if steps.pending(rotation, Phase.TRUST):
         trust(rotation)
+    elif steps.pending(rotation, Phase.ISSUE):
+        with rotation.phase(Phase.TRUST):  # proxies took it while nobody looked: istiods are still to be looked at
+            taken_over_unseen(rotation, Phase.TRUST)
     if steps.pending(rotation, Phase.ISSUE):
         # (+) Update ca-cert, ca-key and cert-chain to B's; root-cert stays A+B: the documented procedure skips this.
         # Refused while any live proxy or istiod would not trust it; then each istiod is asked for a leaf.

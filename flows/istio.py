@@ -20,7 +20,7 @@ from capstan.trust.phase import Phase
 from flows.approval import redate_approved
 from flows.directions import carried_out, taken_back
 from flows.offline import mint_or_have_signed
-from flows.phases import cleared, distrust, issue, renew, rolled_out
+from flows.phases import cleared, distrust, issue, renew, rolled_out, taken_over_unseen
 from flows.running import running
 from flows.waiting import await_gate, await_window
 from tasks import steps
@@ -104,10 +104,13 @@ def redate_root(
                 await_window(opened, Phase.TRUST)
                 for cluster in opened.systems:
                     steps.redate_root(opened, cluster)  # root-transition: (+) one entry replaced, nothing deleted
-                    steps.restart_redated(
-                        opened, cluster
-                    )  # (+) a running istiod or Citadel comes upon it late, or never
+                    # (+) a running istiod or Citadel comes upon it late, or never
+                    steps.restart_redated(opened, cluster)
                 await_gate(opened, Phase.DONE)  # verify-certs: (+) every proxy, and not only the Secrets
+        elif opened.signers_admit_as_they_began:
+            with opened.phase(Phase.TRUST):  # (+) killed right after the write: proxies have it, istiod began before it
+                for cluster in opened.systems:
+                    steps.restart_redated(opened, cluster)
         steps.finish(opened)
         return opened.outcome()
 
@@ -139,6 +142,9 @@ def to_another_root(rotation: Rotation) -> None:
     prepare(rotation)
     if steps.pending(rotation, Phase.TRUST):
         trust(rotation)
+    elif steps.pending(rotation, Phase.ISSUE):
+        with rotation.phase(Phase.TRUST):  # proxies took it while nobody looked: istiods are still to be looked at
+            taken_over_unseen(rotation, Phase.TRUST)
     if steps.pending(rotation, Phase.ISSUE):
         # The intermediate := B's, root-cert.pem still A+B; leaves renew at half of their life. (+) Refused while any
         # live proxy or istiod would not trust it; then each istiod is asked for a leaf.

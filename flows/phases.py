@@ -58,10 +58,27 @@ def distrust(rotation: Rotation) -> None:
     with rotation.phase(Phase.DISTRUST):
         if steps.locate(rotation) is not Phase.DONE:
             cleared(rotation, Phase.DISTRUST)
-            for cluster in rotation.systems:
-                steps.narrow_bundle(rotation, cluster)
-            rolled_out(rotation, Phase.DISTRUST)
+            narrowed(rotation)
+        else:
+            taken_over_unseen(rotation, Phase.DISTRUST)
         refusal_proven(rotation)
+
+
+def narrowed(rotation: Rotation) -> None:
+    """Every bundle := what is to stay, taken over by everything that signs, and by the workloads."""
+    for cluster in rotation.systems:
+        steps.narrow_bundle(rotation, cluster)
+    rolled_out(rotation, Phase.DISTRUST)
+
+
+def taken_over_unseen(rotation: Rotation, phase: Phase) -> None:
+    """See to what no proxy shows, where a run was killed right after a write and proxies followed by themselves.
+
+    Whom istiod lets in, ztunnels that ask by the roots of their start, ConfigMaps and webhooks. Does nothing twice.
+    """
+    if rotation.signers_admit_as_they_began:
+        for cluster in rotation.systems:
+            steps.restart_control_plane(rotation, cluster, phase)
 
 
 def refusal_proven(rotation: Rotation) -> None:

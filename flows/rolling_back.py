@@ -15,7 +15,7 @@ from capstan.rotation.turning import ROLLED_BACK, rejected
 from capstan.trust.phase import Phase
 from flows.approval import way_back_approved
 from flows.claims import FlowRunClaimant
-from flows.phases import refusal_proven, rolled_out
+from flows.phases import narrowed, refusal_proven, rolled_out, taken_over_unseen
 from flows.waiting import await_gate
 from tasks import steps
 
@@ -156,7 +156,7 @@ def distrust_new(rotation: Rotation) -> None:
     with rotation.phase(Phase.DISTRUST):
         if steps.locate(rotation) is not Phase.DONE:
             await_gate(rotation, Phase.DISTRUST)
-            for cluster in rotation.systems:
-                steps.narrow_bundle(rotation, cluster)
-            rolled_out(rotation, Phase.DISTRUST)
+            narrowed(rotation)
+        else:
+            taken_over_unseen(rotation, Phase.DISTRUST)
         refusal_proven(rotation)

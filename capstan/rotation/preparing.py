@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,31 +24,42 @@ if TYPE_CHECKING:
     from capstan.rotation.material import Target
     from capstan.rotation.session import Rotation
     from capstan.systems.base import CheckResult
+    from capstan.trust.observation import Fingerprint
     from capstan.vaults.base import Vault
 
 # A pod that is just coming or going fails a check for a moment; a mesh that is not healthy fails it each time.
-FURTHER_LOOKS = 2
+PATIENCE = 4.0
 BETWEEN_LOOKS = 2.0
+RESUMED_PATIENCE = 60.0
+"""Seconds: where this rotation has written before, a rollout that it began may still be under way."""
 
 
 def preflight(rotation: Rotation) -> None:
     """Refuse to begin (or to go on) on a domain whose checks fail.
+
+    A rotation that was killed between a write and its taking over is met with readers that hold what was there before.
+    Its steps, and nothing else, will bring them on: that is no reason to refuse to take them. What they hold has to be
+    of this rotation, though.
 
     Raises:
         GateRefused: A check whose failure is fatal or an error failed; names each with its hint.
     """
     with audited_step("preflight"):
         watcher().step("preflight checks")
-        failed = []
+        own = _own_material(rotation)
+        until = rotation.now() + timedelta(seconds=RESUMED_PATIENCE if own else PATIENCE)
+        failed, told = [], ""
         for name, system in rotation.systems.items():
-            results = system.checks(now=rotation.now())
-            bad = _failing(results)
-            for _ in range(FURTHER_LOOKS):
-                if not bad:
-                    break
-                rotation.sleep(BETWEEN_LOOKS)
+            while True:
                 results = system.checks(now=rotation.now())
-                bad = _failing(results)
+                bad = _failing(results, own)
+                if not bad or rotation.now() >= until:
+                    break
+                why = f"{name} fails: {'; '.join(each.description for each in bad)}"
+                if why != told:
+                    watcher().note(f"looking again for up to {(until - rotation.now()).total_seconds():.0f} s: {why}")
+                    told = why
+                rotation.sleep(BETWEEN_LOOKS)
             failed += [f"{name}: {result.description}: {result.message} ({result.hint})" for result in bad]
             counts = {status.value: sum(r.status is status for r in results) for status in Status}
             rotation.note("preflight", {"cluster": name, **counts})
@@ -61,8 +73,24 @@ def preflight(rotation: Rotation) -> None:
             )
 
 
-def _failing(results: Iterable[CheckResult]) -> list[CheckResult]:
-    return [result for result in results if result.status is Status.ERROR and result.level is not Severity.WARNING]
+def _own_material(rotation: Rotation) -> frozenset[Fingerprint]:
+    """Roots and issuers of before and after; none before anything was minted, for then nothing was written either."""
+    record = rotation.record()
+    if not record.new and not record.issuers:
+        return frozenset()
+    issuers = {*record.issuers_before.values(), *record.issuers.values()}
+    return record.old | issuers | ({record.new} if record.new else set())
+
+
+def _failing(results: Iterable[CheckResult], own: frozenset[Fingerprint]) -> list[CheckResult]:
+    """Failures that count; where the rotation has written, not those which it is in the middle of curing."""
+    return [
+        result
+        for result in results
+        if result.status is Status.ERROR
+        and result.level is not Severity.WARNING
+        and not (own and result.lagging is not None and result.lagging <= own)
+    ]
 
 
 def mint(rotation: Rotation) -> None:

@@ -307,6 +307,15 @@ class Rotation:
         return by_restart or self.domain.policy.leaf_renewal == "restart"
 
     @property
+    def signers_admit_as_they_began(self) -> bool:
+        """Whether what signs goes on letting in by the roots it had at its start, whatever roots it hands out.
+
+        Istiod does (pilot/pkg/bootstrap/server.go builds ClientCAs once). No trust store shows it: only a start after
+        the last write ends it. A rotation that is over leaves istiods alone.
+        """
+        return self.domain.system is not System.LINKERD and self.record().finished is None
+
+    @property
     def command(self) -> str:
         """What runs this again, for messages."""
         forward = rotate_command(self.domain.system, self.kind)

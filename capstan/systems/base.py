@@ -154,6 +154,9 @@ class CheckResult:
         level: What a failure means.
         status: What came out.
         message: What was observed; may have several lines.
+        lagging: Where all that was found are readers that hold something else than the source says: the fingerprints of
+            what they hold (none where that cannot be told). None where anything else is wrong. It is what the middle of
+            a rotation looks like, and what its own steps cure.
     """
 
     category: str
@@ -162,6 +165,7 @@ class CheckResult:
     level: Severity
     status: Status
     message: str = ""
+    lagging: frozenset[Fingerprint] | None = None
 
 
 class TrustSystem(Protocol):

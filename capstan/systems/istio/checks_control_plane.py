@@ -18,6 +18,7 @@ from capstan.systems.istio.reporting import (
     PROXY_PAGE,
     SECURITY_PAGE,
     SKEW_PAGE,
+    held_instead,
     listed,
     result,
     skipped,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from capstan.pki.bundle import Bundle
     from capstan.pki.inspect import Certificate
     from capstan.systems.istio.observe import View
+    from capstan.systems.istio.places import Place
 
 
 def control_plane_checks(view: View) -> Iterable[CheckResult]:
@@ -55,14 +57,10 @@ def control_plane_checks(view: View) -> Iterable[CheckResult]:
 def distribution_checks(view: View, now: datetime) -> Iterable[CheckResult]:
     """ConfigMaps, webhooks, ClusterTrustBundle."""
     bundle = view.bundle.fingerprints
-    stale = [
-        f"{place.name}: {place.problem or 'holds ' + short(place.fingerprints)}"
-        for place in view.places.config_maps
-        if place.fingerprints != bundle
-    ]
+    stale = [place for place in view.places.config_maps if place.fingerprints != bundle]
     yield result(
         DISTRIBUTION, f"every ConfigMap {view.layout.config_map} holds the CA's roots", SECURITY_PAGE, Severity.ERROR,
-        listed(f"The CA has {short(bundle)}:", stale),
+        listed(f"The CA has {short(bundle)}:", _held(stale)), lagging=held_instead(stale),
     )  # fmt: skip
     namespaces = {place.namespace for place in view.places.config_maps}
     proxies = [item for item in view.proxies if item.kind in ("sidecar", "gateway", "waypoint") and item.ref.uid]
@@ -74,14 +72,10 @@ def distribution_checks(view: View, now: datetime) -> Iterable[CheckResult]:
         yield result(
             *about, INJECTION_PAGE, Severity.ERROR, listed("New pods there will not start:", without)
         )  # fmt: skip
-    hooks = [
-        f"{place.name}: {place.problem or 'holds ' + short(place.fingerprints)}"
-        for place in view.places.others
-        if place.fingerprints != bundle
-    ]
+    hooks = [place for place in view.places.others if place.fingerprints != bundle]
     yield result(
         DISTRIBUTION, "every webhook configuration trusts the CA's roots", INJECTION_PAGE, Severity.ERROR,
-        listed(f"The CA has {short(bundle)}:", hooks),
+        listed(f"The CA has {short(bundle)}:", _held(hooks)), lagging=held_instead(hooks),
     )  # fmt: skip
     yield result(
         DISTRIBUTION, "the API server can verify every istiod that it calls", ISSUE + "60774", Severity.FATAL,
@@ -91,6 +85,10 @@ def distribution_checks(view: View, now: datetime) -> Iterable[CheckResult]:
         DISTRIBUTION, "all that declares the roots could be read", SECURITY_PAGE, Severity.WARNING,
         listed("", list(view.troubles)),
     )  # fmt: skip
+
+
+def _held(places: Iterable[Place]) -> list[str]:
+    return [f"{place.name}: {place.problem or 'holds ' + short(place.fingerprints)}" for place in places]
 
 
 def _refused(view: View) -> CheckResult:
@@ -140,19 +138,21 @@ def _signs_as_configured(view: View) -> CheckResult:
         for item in view.istiods
         if item.signer.issuer is not None and item.signer.issuer != view.issuer.fingerprint
     ]
-    return result(*about, listed(f"The configured CA is {view.issuer.fingerprint[:8]}:", wrong))
+    lagging = frozenset(item.signer.issuer for item in view.istiods if item.signer.issuer is not None)
+    return result(
+        *about, listed(f"The configured CA is {view.issuer.fingerprint[:8]}:", wrong),
+        lagging=lagging - {view.issuer.fingerprint},
+    )  # fmt: skip
 
 
 def _hands_out_the_roots(view: View) -> CheckResult:
     bundle = view.bundle.fingerprints
-    wrong = [
-        f"{item.signer.name} hands out {short(item.signer.roots)}"
-        for item in view.istiods
-        if item.signer.roots is not None and item.signer.roots != bundle
-    ]
+    held = {item.signer.name: roots for item in view.istiods if (roots := item.signer.roots) not in (None, bundle)}
+    wrong = [f"{name} hands out {short(roots)}" for name, roots in held.items() if roots is not None]
     return result(
         CONTROL_PLANE, "every istiod hands out the CA's roots", PLUG_IN_PAGE, Severity.ERROR,
         listed(f"The CA has {short(bundle)}:", wrong),
+        lagging=frozenset().union(*(roots for roots in held.values() if roots is not None)),
     )  # fmt: skip
 
 

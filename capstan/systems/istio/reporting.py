@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from capstan.pki.inspect import Certificate
+    from capstan.systems.istio.places import Place
+    from capstan.trust.observation import Fingerprint
 
 CA: Final = "istio-ca"
 CONTROL_PLANE: Final = "istio-control-plane"
@@ -32,12 +34,21 @@ ISSUE: Final = "https://github.com/istio/istio/issues/"
 SHOWN: Final = 20
 
 
-def result(category: str, description: str, hint: str, level: Severity, problem: str, note: str = "") -> CheckResult:
-    """One check: failed if there is a problem, else passed with a note."""
+def result(
+    category: str,
+    description: str,
+    hint: str,
+    level: Severity,
+    problem: str,
+    note: str = "",
+    *,
+    lagging: frozenset[Fingerprint] | None = None,
+) -> CheckResult:
+    """One check: failed if there is a problem, else passed with a note; `lagging` as in `CheckResult`."""
     if not problem:
         return CheckResult(category, description, hint, level, Status.OK, note)
     failed = Status.WARNING if level is Severity.WARNING else Status.ERROR
-    return CheckResult(category, description, hint, level, failed, problem)
+    return CheckResult(category, description, hint, level, failed, problem, lagging)
 
 
 def skipped(category: str, description: str, hint: str, level: Severity, why: str) -> CheckResult:
@@ -53,6 +64,16 @@ def listed(head: str, lines: Sequence[str]) -> str:
     if len(lines) > SHOWN:
         shown.append(f"* and {len(lines) - SHOWN} more")
     return "\n".join([head, *shown] if head else shown)
+
+
+def held_instead(places: Iterable[Place]) -> frozenset[Fingerprint] | None:
+    """What places hold that hold other roots than the CA; None if one of them cannot be read, or holds none."""
+    found: set[Fingerprint] = set()
+    for place in places:
+        if place.problem or not place.fingerprints:
+            return None
+        found |= place.fingerprints
+    return frozenset(found)
 
 
 def each(certificates: Iterable[Certificate], judge: Callable[[Certificate], str]) -> list[str]:

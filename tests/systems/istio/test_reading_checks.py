@@ -329,6 +329,18 @@ def test_an_istiod_that_hands_out_other_roots_is_told(green):
     assert "ffff" in green.red("every istiod hands out the CA's roots", green.istiod(roots=frozenset({"f" * 64})))
 
 
+def test_readers_that_lag_are_told_with_what_they_hold_and_an_unreadable_one_is_no_such_reader(green: Green) -> None:
+    old, other = "f" * 64, "e" * 64
+    behind = green.run(green.istiod(roots=frozenset({old}), issuer=other))
+    assert behind["every istiod hands out the CA's roots"].lagging == {old}
+    assert behind["every istiod signs with the configured CA"].lagging == {other}
+    hook = other_place(green, config_map=False)
+    place = next(each for each in hook.places.others if each.fingerprints != hook.bundle.fingerprints)
+    assert green.run(hook)["every webhook configuration trusts the CA's roots"].lagging == place.fingerprints
+    broken = replace(hook.places, others=(replace(place, roots=None, problem="no PEM"),))
+    assert green.run(replace(hook, places=broken))["every webhook configuration trusts the CA's roots"].lagging is None
+
+
 @pytest.mark.parametrize(("version", "env"), [("1.30.1", {}), ("1.19.0", {"ISTIO_MULTIROOT_MESH": "true"})])
 def test_an_istiod_that_needs_a_restart_for_a_changed_root_is_told(green, version, env):
     message = green.red("a changed root is taken without a restart of istiod", green.revision(version=version, env=env))
