@@ -48,7 +48,7 @@ PARTS = {"control plane": "restart-control-plane", "workloads": "restart-data-pl
 
 
 def taken(entries: list[dict[str, Any]]) -> set[str]:
-    """The steps since the last turn that changed something or asked for a refusal: by the account, named as in a plan."""
+    """The steps since the last turn that changed something, or asked for a refusal, named as in a plan."""
     last = max(number for number, entry in enumerate(entries) if entry["kind"] == "turned")
     found, phase = set(), ""
     for entry in entries[last:]:
