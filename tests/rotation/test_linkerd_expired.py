@@ -90,6 +90,13 @@ def replace(case: Rotations, *more: str, die_at: str = "") -> Ran:
     return case.run("--what", "expired", *more, die_at=die_at)
 
 
+def crashes(lab: RunningLab) -> bool:
+    """Whether a process of identity has ended at its start."""
+    pods = lab.call("GET", "/api/v1/namespaces/linkerd/pods?labelSelector=linkerd.io/control-plane-component=identity")
+    states = [s for pod in pods["items"] for s in (pod.get("status") or {}).get("containerStatuses") or []]
+    return any(state["name"] == "identity" and state["restartCount"] > 0 for state in states)
+
+
 def flat(text: str) -> str:
     return " ".join(text.split())
 
@@ -219,6 +226,10 @@ def test_the_certificate_of_a_default_install_that_has_ended_is_replaced_by_an_a
         case = Rotations(lab, runner, tmp_path / "home", "default")
         case.forget_earlier()
         require_an_outage(lab)
+        # Somebody has tried the obvious: an identity that is started anew now crashes over its issuer.
+        identity = next(pod["pod"] for pod in lab.pods() if pod["pod"].startswith("linkerd-identity"))
+        lab.call("DELETE", f"/api/v1/namespaces/linkerd/pods/{identity}")
+        wait_for(lambda: crashes(lab), "identity to crash", 60.0)
         require_told(case, replace(case))
         (root,) = case.minted_roots()
         assert case.live_roots() == {root.fingerprint}

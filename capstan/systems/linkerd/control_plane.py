@@ -60,7 +60,7 @@ def restart_control_plane(
         signs = name == IDENTITY
         restarted += _restart_component(
             cluster, namespace, name, roots, issuer if signs or every_leaf else None, stamp, until, on_progress, now,
-            even_if_right=signs and every_leaf,
+            even_if_right=signs and every_leaf, mend_crashes=every_leaf,
         )  # fmt: skip
     await_injector(cluster, namespace, roots, until=until)
     return RestartReport(tuple(restarted))
@@ -126,11 +126,13 @@ def _restart_component(
     now: Callable[[], datetime],
     *,
     even_if_right: bool = False,
+    mend_crashes: bool = False,
 ) -> list[Restarted]:
     """Restart one component until every pod of it holds the roots (and presents a leaf of the issuer).
 
     Args:
         even_if_right: Restart it once for this stamp even if every pod looks so; an earlier run's is waited for.
+        mend_crashes: Replicas may be crashing over what has just been replaced: that is no reason to stop.
     """
     owner = Owner("Deployment", namespace, name)
     restarted: list[Restarted] = []
@@ -143,7 +145,7 @@ def _restart_component(
         replicas = read_replicas(cluster, namespace, now=now) if name == IDENTITY else ()
         require_readable(cluster, view, roots, issuer if name == IDENTITY else None, replicas, now())
         this_stamp = stamp if attempt == 1 else f"{stamp}.{attempt}"
-        report = _restart(cluster, owner, this_stamp, until, on_progress, now)
+        report = _restart(cluster, owner, this_stamp, until, on_progress, now, mend_crashes=mend_crashes)
         restarted += report.restarted
         # A pod is ready before its proxy was read; a proxy that answers may still be about to fetch its first leaf.
         settle = min(until, cluster.clock() + 15.0)
@@ -169,6 +171,8 @@ def _restart(
     until: float,
     on_progress: Callable[[Step], None] | None,
     now: Callable[[], datetime],
+    *,
+    mend_crashes: bool,
 ) -> RestartReport:
     """Restart one component, and look from time to time whether its new replicas crash: waiting mends no crash.
 
@@ -183,7 +187,7 @@ def _restart(
                 cluster, [owner], stamp, seconds=min(left, GLANCE), on_progress=on_progress, now=now
             )
         except GateTimedOut:
-            if owner.name == IDENTITY:
+            if owner.name == IDENTITY and not mend_crashes:
                 replicas = read_replicas(cluster, owner.namespace, now=now)
                 require_no_crash(replicas, f"{owner} in cluster {cluster.name}", owner.namespace)
             if left <= GLANCE:
