@@ -93,6 +93,22 @@ def expired(about: About) -> str:
     )
 
 
+def webhooks(about: About) -> str:
+    """Of the rotation of webhook certificates."""
+    return _page(
+        about,
+        f"Rotates the serving certificates of Linkerd's webhooks in trust domain **{about.domain.name}** "
+        f"({_clusters(about.domain)}), viz's tap included where it is installed: caBundle holds old and new until "
+        "every replica serves the new one, so that no call of the API server fails. No workload is restarted. "
+        "Refused where cert-manager, Argo CD or Flux keep them.",
+        "- **Begins** when a person starts it; it has no schedule. One rotation of a domain at a time.",
+        _asks(about, _phases(about.domain)),
+        *_keys(about.domain),
+        f"- **Back**: `{about.domain.system.value}-roll-back/{about.domain.name}`, while the certificates of before "
+        "are in the vault and have not ended.",
+    )
+
+
 def roll_back(about: About) -> str:
     """Of the way back."""
     return _page(

@@ -25,6 +25,8 @@ class Flows:
         enable: Gives a mesh its CA in the first place.
         expired: Replaces what has expired.
         expired_name: Its name in Prefect.
+        webhooks: Rotates the serving certificates of the mesh's webhooks.
+        webhooks_name: Its name in Prefect.
     """
 
     root: str
@@ -36,6 +38,8 @@ class Flows:
     enable: str = ""
     expired: str = ""
     expired_name: str = ""
+    webhooks: str = ""
+    webhooks_name: str = ""
 
 
 FLOWS: Final = {
@@ -47,6 +51,8 @@ FLOWS: Final = {
         intermediate_name="linkerd-issuer",
         expired="flows.linkerd_expired.replace_expired",
         expired_name="linkerd-expired",
+        webhooks="flows.linkerd_webhooks.rotate_webhooks",
+        webhooks_name="linkerd-webhooks",
     ),
     System.ISTIO: Flows(
         "flows.istio.rotate_root",

@@ -138,7 +138,7 @@ def _of_domain(inventory: Inventory, entry: DomainEntry, start: Start | None, ha
     ]
     by_hand = (
         (flows.roll_back, describing.roll_back), (flows.redate, describing.redate), (flows.enable, describing.enable),
-        (flows.expired, describing.expired),
+        (flows.expired, describing.expired), (flows.webhooks, describing.webhooks),
     )  # fmt: skip
     result += [
         _deployment(entrypoint, parameters=parameters, description=describe(about), schedules={}, **common)

@@ -50,16 +50,16 @@ def test_each_domain_gets_rotation_way_back_and_radar_and_the_inventory_one_swee
         "linkerd-expired/staging", "linkerd-webhooks/staging", "radar/staging",
         "sweep/fleet",
     ]  # fmt: skip
-    assert [list(item.schedules) for item in items] == [["yearly"], [], [], [], ["daily"]] * 2 + [["sweep"]]
+    assert [list(item.schedules) for item in items] == [["yearly"], [], [], [], [], ["daily"]] * 2 + [["sweep"]]
     assert items[0].tags == ("capstan", "domain:prod-eu", "inventory:fleet", "system:linkerd")
     assert items[-1].parameters["tags"] == ["capstan", "inventory:fleet"]
 
 
 def test_a_disabled_domain_keeps_its_deployments_and_loses_its_schedules() -> None:
     items = wanted(inventory(domains("prod-eu", more=", enabled: false")))
-    assert [(item.key, list(item.schedules)) for item in items[:5]] == [
+    assert [(item.key, list(item.schedules)) for item in items[:6]] == [
         ("linkerd-trust-anchor/prod-eu", []), ("linkerd-issuer/prod-eu", []), ("linkerd-roll-back/prod-eu", []),
-        ("linkerd-expired/prod-eu", []), ("radar/prod-eu", []),
+        ("linkerd-expired/prod-eu", []), ("linkerd-webhooks/prod-eu", []), ("radar/prod-eu", []),
     ]  # fmt: skip
 
 
