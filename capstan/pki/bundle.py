@@ -91,10 +91,17 @@ class Bundle:
             if block.label != CERTIFICATE:
                 continue
             if block.data is None:
-                raise InvalidPem("certificate section does not decode", where=where, expected="base64 and an END line")
+                raise InvalidPem(
+                    "certificate section does not decode", where=where,
+                    observed=f"certificate {len(certificates) + 1} is cut off or damaged",
+                    expected="base64 and an END line", next_command="write it again from good certificates",
+                )  # fmt: skip
             certificates.append(Certificate.from_der(block.data, where))
         if not certificates:
-            raise InvalidPem("no certificates found", where=where, expected="at least one PEM certificate")
+            raise InvalidPem(
+                "no certificates found", where=where, observed="no PEM block of CERTIFICATE",
+                expected="at least one PEM certificate", next_command="write it again from good certificates",
+            )  # fmt: skip
         return cls(tuple(certificates))
 
     def pem(self, *, trailing_newline: bool = False) -> str:

@@ -174,7 +174,7 @@ def become(request: dict[str, Any]) -> None:
         write(points, f"{point}\n".encode())
         for call in request["call_at"].pop(point, ()):
             as_administrator(request["kubeconfig"], *call)
-        return point == request["die_at"]
+        return bool(point == request["die_at"])
 
     def arm(method: str, target: str, after: bool) -> None:
         # The API server kills us: once the write is committed and not yet answered, or instead of doing it.

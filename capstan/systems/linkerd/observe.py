@@ -17,7 +17,7 @@ from capstan.cluster.peer_tls import TlsRefused, tls_peer
 from capstan.cluster.portforward import http_get
 from capstan.cluster.resources import CONFIG_MAPS, PODS, SECRETS
 from capstan.cluster.workloads import Owners, PodRef, is_ready
-from capstan.errors import CapstanError, NotFound
+from capstan.errors import CapstanError, InvalidInput, NotFound
 from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
 from capstan.systems.asking import ask_twice, is_gone
@@ -184,7 +184,15 @@ def _read_bundle(cluster: Cluster, namespace: str) -> tuple[Bundle, datetime | N
     item = cluster.get(CONFIG_MAPS, TRUST_ROOTS, namespace)
     text = (item.get("data") or {}).get(TRUST_ROOTS_KEY, "")
     where = f"configmap {namespace}/{TRUST_ROOTS} in cluster {cluster.name}"
-    return Bundle.parse_lenient(text, where), written_at(item)
+    try:
+        return Bundle.parse_lenient(text, where), written_at(item)
+    except InvalidInput as error:
+        # Nobody but its owner knows what belongs there: identity would not start with it, and nothing is guessed.
+        error.next_command = (
+            f"put back the roots that the proxies hold (kubectl edit configmap {TRUST_ROOTS} -n {namespace}), "
+            "then run the same command again"
+        )
+        raise
 
 
 def _read_declared(
