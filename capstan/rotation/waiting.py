@@ -11,6 +11,7 @@ from capstan.errors import GateRefused, GateTimedOut
 from capstan.progress import watcher
 from capstan.rotation.expired import advice
 from capstan.rotation.mending import require_signing
+from capstan.systems.glancing import glance
 from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _watch(
     began, aim = rotation.now(), rotation.aim
     # The bound of a wait that an earlier process began; looked at only once something has to be waited for.
     kept: datetime | None = None
-    seen = rotation.recent()
+    seen, whole = rotation.recent(), True
     while True:
         require_signing(rotation, phase, seen)
         result = judge(seen)
@@ -109,6 +110,9 @@ def _watch(
             far = aim.progress(seen, behind)
             done, total = far.done, far.total
             watcher().count(done, total, far.waiting_for)
+        if not whole and _decides(rotation, result, kept):
+            seen, whole = rotation.observe(), True
+            continue
         if result.open:
             if patience is not None:  # only a run that may leave its process writes deadlines down
                 rotation.drop_deadlines(gate)
@@ -133,7 +137,14 @@ def _watch(
         if patience is not None and now - began >= patience and bound - now > patience:
             return Look(gate, False, done, total, result.waiting_for, bound, observed=result.bound is not None)
         rotation.sleep(_pause(now, bound))
-        seen = rotation.observe()
+        seen, whole = glance(rotation.systems.values(), rotation.observe)
+
+
+def _decides(rotation: Rotation, result: GateResult, kept: datetime | None) -> bool:
+    """Whether a wait would end by this result, one way or another: then everybody has to be read for it."""
+    bound = result.bound or kept
+    ends = result.open or bool(result.contradictions) or bool(result.overdue)
+    return ends or (bound is not None and rotation.now() > bound)
 
 
 def _cure(rotation: Rotation, seen: Observation) -> str:

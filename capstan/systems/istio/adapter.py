@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,11 +15,12 @@ from capstan.systems.istio import changing, data_plane, probe, settle
 from capstan.systems.istio import checks as checking
 from capstan.systems.istio.key_vault import KeyVaultSource
 from capstan.systems.istio.layout import read_layout
+from capstan.systems.istio.memory import Memory
 from capstan.systems.istio.observe import CONCURRENCY, PEER_TIMEOUT, View, observe
 from capstan.systems.istio.opening import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import timedelta
 
     from capstan.cluster.client import Cluster
@@ -64,6 +66,9 @@ class Istio:
         self._timeout = timeout
         self._now = now
         self._certificates: dict[Fingerprint, Certificate] = {}
+        self._memory = Memory()
+        self._glances = False
+        self._from_memory = 0
         self._vault_source: CaSource | None = None
         self._tags: dict[str, str] = {}
 
@@ -98,14 +103,30 @@ class Istio:
         """A fresh look, with everything Istio-specific in it."""
         view = observe(
             self.cluster, self.namespace, self.source(), known,
-            concurrency=self._concurrency, timeout=self._timeout, now=self._now,
+            concurrency=self._concurrency, timeout=self._timeout, memory=self._memory, glance=self._glances,
+            now=self._now,
         )  # fmt: skip
         self._certificates = dict(view.certificates)
+        self._from_memory = view.recalled
         return view
 
     def observe(self, known: Iterable[Certificate] = ()) -> ClusterObservation:
         """Read who trusts, issues and presents what, now."""
         return self.view(known).observation
+
+    @property
+    def from_memory(self) -> int:
+        """Proxies of the last look that were not asked for it."""
+        return self._from_memory
+
+    @contextmanager
+    def glancing(self) -> Iterator[None]:
+        """See `capstan.systems.glancing`: who cannot have renewed yet is not asked again."""
+        self._glances = True
+        try:
+            yield
+        finally:
+            self._glances = False
 
     def certificates(self) -> dict[Fingerprint, Certificate]:
         """Every root and issuer met by the last look."""

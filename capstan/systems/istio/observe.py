@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from capstan.systems.istio.connections import Connected
     from capstan.systems.istio.istiods import Istiod
     from capstan.systems.istio.layout import Layout
+    from capstan.systems.istio.memory import Memory
     from capstan.systems.istio.source import CaFiles, CaSource
     from capstan.trust.observation import Fingerprint
 
@@ -60,6 +61,7 @@ class View:
         certificates: Every root and issuer met, and the `known` ones.
         troubles: What could not be read of the declared places, for a person.
         places: The objects that repeat the roots.
+        recalled: How many proxies were taken from memory instead of being read.
     """
 
     layout: Layout
@@ -72,6 +74,7 @@ class View:
     observation: ClusterObservation
     troubles: tuple[str, ...] = ()
     places: Places = field(default_factory=lambda: Places((), ()))
+    recalled: int = 0
 
 
 def observe(
@@ -83,6 +86,8 @@ def observe(
     concurrency: int = CONCURRENCY,
     timeout: float = PEER_TIMEOUT,
     control_plane_only: bool = False,
+    memory: Memory | None = None,
+    glance: bool = False,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> View:
     """Read one cluster's Istio.
@@ -93,10 +98,13 @@ def observe(
         concurrency: Proxies read at a time.
         timeout: Seconds for each question to a proxy or an istiod.
         control_plane_only: Leave all proxies out: for waits on istiod, of which there are few.
+        memory: What proxies held when they were last read; brought up to date.
+        glance: Take from memory whoever cannot have changed since; else everybody is read.
 
     Raises:
         NotFound: No Istio in that namespace. Other CapstanErrors: the API cannot be read at all.
     """
+    began = now()
     layout = read_layout(cluster, namespace)
     certificates = Known()
     certificates.add(known)
@@ -117,7 +125,14 @@ def observe(
     meshed = [pod for pod in pods if not has_ended(pod) and _is_meshed(pod)]
     # 3. What each istiod signs with, and what each proxy holds.
     signers = read_istiods(cluster, layout, timeout=timeout, concurrency=concurrency)
-    readings = _read_all(cluster, meshed, timeout, concurrency)
+    known_still = [memory.recall(pod, began) if memory is not None and glance else None for pod in meshed]
+    recalled = [reading for reading in known_still if reading is not None]
+    to_read = [pod for pod, reading in zip(meshed, known_still, strict=True) if reading is None]
+    readings = _read_all(cluster, to_read, timeout, concurrency)
+    if memory is not None:
+        memory.only(meshed)
+        memory.keep(readings, began)
+    readings += recalled
     who = partial(
         read_connections, cluster, [_ref(signer.pod) for signer in signers], timeout=timeout, concurrency=concurrency
     )
@@ -150,8 +165,9 @@ def observe(
     )
     issuer = issuer_chain[0] if issuer_chain else None
     return View(
-        layout, files, bundle, issuer, istiods, proxies, certificates.all(), observation, tuple(troubles), places
-    )
+        layout, files, bundle, issuer, istiods, proxies, certificates.all(), observation, tuple(troubles), places,
+        recalled=len(recalled),
+    )  # fmt: skip
 
 
 def _read_source(source: CaSource | None, troubles: list[str]) -> CaFiles | None:

@@ -1,0 +1,43 @@
+"""Looks between two looks that count.
+
+A gate is watched for hours while thousands of proxies renew one after the other. An adapter may then read again only
+what can have changed since it was read, and take the rest as it was: such a look tells how far things are, and nothing
+is decided by it. What opens a gate, or shuts it for good, is a look in which everybody was read.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
+
+Seen = TypeVar("Seen")
+
+
+@runtime_checkable
+class Glances(Protocol):
+    """An adapter that can do with less than a whole look."""
+
+    @property
+    def from_memory(self) -> int:
+        """How many peers of the last `observe` were taken from memory."""
+
+    def glancing(self) -> AbstractContextManager[None]:
+        """Within it, `observe` may take from memory what cannot have changed since it was read."""
+
+
+def glance(systems: Iterable[object], observe: Callable[[], Seen]) -> tuple[Seen, bool]:
+    """Observe once, glancing at those systems that can.
+
+    Returns:
+        What was observed, and whether everybody was read for it.
+    """
+    able = [system for system in systems if isinstance(system, Glances)]
+    with ExitStack() as stack:
+        for system in able:
+            stack.enter_context(system.glancing())
+        seen = observe()
+    return seen, not any(system.from_memory for system in able)
