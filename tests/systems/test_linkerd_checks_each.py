@@ -312,6 +312,16 @@ CASES = [
         "linkerd-identity-2: its issuer ends 2026-11-21",
     ),
     case(
+        "capstan-trust", "every identity's clock agrees with ours", f"{HINTS}pre-k8s-clock-skew", ERROR,
+        lambda: healthy(
+            replicas=(
+                Replica("linkerd-identity-1", ISSUER.certificate.not_after),
+                Replica("linkerd-identity-2", ISSUER.certificate.not_after, node="b", ahead=timedelta(seconds=-90)),
+            )
+        ),
+        "replica linkerd-identity-2 on node b: 90 s behind",
+    ),
+    case(
         "capstan-trust", "identity reports no trouble with its issuer", EXPIRED_PAGE, WARNING,
         lambda: healthy(events=Answer((skip_event(),))), "IssuerUpdateSkipped",
     ),

@@ -32,6 +32,7 @@ def trust_checks(evidence: Evidence) -> Iterable[CheckResult]:
     peers = [proxy.peer for proxy in evidence.view.proxies]
     yield from _leaves(evidence, peers)
     yield _memory(evidence)
+    yield _clocks(evidence)
     yield _events(evidence)
     yield _restarts(evidence)
     yield from _declared(evidence)
@@ -117,6 +118,21 @@ def _memory(evidence: Evidence) -> CheckResult:
             )
     restart = f"kubectl rollout restart -n {evidence.namespace} deploy/{IDENTITY}"
     head = f"Normal for about a minute after a change; else: {restart}"
+    return result(*about, listed(head, wrong))
+
+
+def _clocks(evidence: Evidence) -> CheckResult:
+    """A leaf begins by the clock of the replica that signs it, and an issuer is judged by it (-identity-clock-skew)."""
+    about = TRUST, "every identity's clock agrees with ours", f"{HINTS}pre-k8s-clock-skew", Severity.ERROR
+    if not evidence.replicas:
+        return skipped(*about, "no identity is running")
+    allowance = evidence.view.layout.clock_skew
+    wrong = []
+    for replica in evidence.replicas:
+        seconds = replica.ahead.total_seconds()
+        if abs(seconds) > allowance + 1.0:
+            wrong.append(f"{replica.name}: {abs(seconds):.0f} s {'ahead' if seconds > 0 else 'behind'}")
+    head = f"Leaves are dated back by {allowance:.0f} s; set the clock of these nodes (chronyc tracking):"
     return result(*about, listed(head, wrong))
 
 
