@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
 from kubernetes.client import ApiException
 
 from infra.lab import pki
@@ -98,7 +99,7 @@ class Callers:
 
 
 def fingerprints(pem: bytes) -> list[str]:
-    return [pki.fingerprint(certificate) for certificate in pki.x509.load_pem_x509_certificates(pem)]
+    return [pki.fingerprint(certificate) for certificate in x509.load_pem_x509_certificates(pem)]
 
 
 def ca_bundles(lab: RunningLab) -> dict[str, list[str]]:
