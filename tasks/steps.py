@@ -23,6 +23,7 @@ from capstan.rotation import (
     hooks,
     looking_back,
     offline,
+    outages,
     preparing,
     proving,
     redating,
@@ -116,7 +117,7 @@ replace_roots = _step("bundle := roots that live")(replacing.replace_roots)
 replace_issuer = _step("issuer := one that lives")(replacing.replace_issuer)
 restart_dead_control_plane = _step("restart the dead control plane")(replacing.restart_control_plane)
 restart_dead_data_plane = _step("restart dead workloads")(replacing.restart_data_plane)
-account_for_outage = _step("say how long it lasted")(replacing.account_for_outage)
+account_for_outage = _step("say how long it lasted")(outages.account_for_outage)
 
 widen_bundle = _step("bundle := old + new")(changing.widen_bundle)
 narrow_bundle = _step("bundle := new")(changing.narrow_bundle)

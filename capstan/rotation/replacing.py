@@ -1,11 +1,12 @@
-"""The steps that replace what has expired: look, make, write at once, start anew, and say how long it lasted.
+"""The steps that replace what has expired: look, make, write at once, start anew.
 
 Every step may be repeated, and killed at any instruction: what is to be made was written down before it was made.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from capstan.audit import audited_step
@@ -17,21 +18,19 @@ from capstan.rotation.changing import Counting, note_changes, note_restarts, sta
 from capstan.rotation.expired import FOUND, ROOTS_AFTER, Found, look, remembered, usable_until
 from capstan.rotation.naming import issuer_name
 from capstan.rotation.preparing import keep_target, present_issuers
-from capstan.rotation.session import Outage
 from capstan.systems.linkerd import expired as linkerds
 from capstan.systems.linkerd.adapter import Linkerd
-from capstan.trust.expired import Scope, workload_of
+from capstan.trust.expired import Scope
 from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from capstan.cluster.record import RotationRecord
     from capstan.pki.inspect import Certificate
     from capstan.rotation.session import Rotation
     from capstan.trust.expired import Diagnosis
 
-OUTAGE: Final = "outage"
-"""Kind of the account's entry that says how long each workload was without an identity."""
 _BEFORE_ROOT: Final = timedelta(minutes=1)  # an issuer ends so long before its root
 
 
@@ -92,7 +91,8 @@ def mint(rotation: Rotation) -> None:
                 )
                 made = material.mint_issuers(rotation.vault, signing, policy=policy, **common)
             case _:
-                made = material.Target(material.present_root(_living(rotation, found), present), present, {})
+                _keep(rotation, material.Target(material.present_root(_living(rotation, found), present), present, {}))
+                return
         keep_target(rotation, material.Target(made.root, {**kept, **made.issuers}, made.references))
 
 
@@ -105,12 +105,19 @@ def settle(rotation: Rotation) -> None:
     """
     with audited_step("settle-roots"):
         target, found = rotation.required_target(), _found(rotation)
+        if any(f"issuer/{name}" in target.references for name in target.issuers if name not in found.dead):
+            # An offline root signs for every cluster; one whose issuer lives keeps it.
+            present = present_issuers(rotation)
+            issuers = {name: new if name in found.dead else present[name] for name, new in target.issuers.items()}
+            needed = {f"issuer/{name}" for name in found.dead} | {"root"}
+            target = material.Target(target.root, issuers, {k: v for k, v in target.references.items() if k in needed})
+            _keep(rotation, target)
         text = rotation.record().notes.get(ROOTS_AFTER)
         if text is None:
             roots = _living(rotation, found)
             if target.root.fingerprint not in rotation.original.fingerprints:
-                needed = _lived_by(rotation, found)
-                roots = Bundle.of(target.root, *(root for root in roots if root.fingerprint in needed))
+                lived_by = _lived_by(rotation, found)
+                roots = Bundle.of(target.root, *(root for root in roots if root.fingerprint in lived_by))
             text = roots.pem()
             noted = {ROOTS_AFTER: text}
             rotation.remember(lambda record: record.model_copy(update={"notes": noted | record.notes}))
@@ -192,29 +199,17 @@ def restart_data_plane(rotation: Rotation, cluster: str) -> None:
         note_restarts(rotation, cluster, Phase.ISSUE, "workloads", report, counting.ended)
 
 
-def account_for_outage(rotation: Rotation) -> None:
-    """Say how long each workload was without a valid identity: into the account, and to whoever runs this."""
-    with audited_step("account-for-outage"):
-        entries = rotation.evidence.entries
-        told = next((entry.body for entry in entries if entry.kind == OUTAGE), None)
-        if told is None:
-            ended = {
-                f"{entry.body['cluster']}: {owner}": datetime.fromisoformat(at)
-                for entry in entries
-                if entry.kind == "restarted"
-                for owner, at in entry.body.get("ended", {}).items()
-            }
-            seen = rotation.recent()
-            there = {workload_of(peer) for peer in seen.peers}
-            outages = [
-                Outage(name, datetime.fromisoformat(since), ended.get(name, seen.taken_at))
-                for name, since in _found(rotation).workloads.items()
-                if name in there
-            ]
-            lost = sorted((each for each in outages if each.until > each.since), key=lambda each: -each.seconds)
-            told = {"workloads": [each.as_json() for each in lost]}
-            rotation.note(OUTAGE, told)
-        rotation.outages = tuple(Outage.from_json(each) for each in told["workloads"])
+def _keep(rotation: Rotation, target: material.Target) -> None:
+    """Make this what the rotation goes to; nothing of it was minted here."""
+    rotation.target = target
+    issuers = {name: issuer.fingerprint for name, issuer in target.issuers.items()}
+    for name, store in rotation.stores.items():
+        kept = {"new": target.root.fingerprint, "issuer": issuers[name], "issuers": issuers}
+        store.update(partial(_with, kept))
+
+
+def _with(kept: Mapping[str, object], record: RotationRecord) -> RotationRecord:
+    return record.model_copy(update=kept)
 
 
 def _looked(rotation: Rotation) -> Found:

@@ -24,9 +24,10 @@ from capstan.rotation.looks import note_look
 from capstan.rotation.naming import rotate_command
 from capstan.systems.base import observe_domain
 from capstan.trust.aim import Aim, IssuerAim, RootAim
-from capstan.trust.expired import ExpiredAim, Scope
+from capstan.trust.expired import Scope
 from capstan.trust.phase import Goal, Phase
 from capstan.trust.redating import RedateAim
+from capstan.trust.replacing import ExpiredAim
 from capstan.trust.steps import LeafRenewal, Policy, StepKind
 
 if TYPE_CHECKING:

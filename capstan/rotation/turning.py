@@ -23,9 +23,9 @@ from capstan.rotation.hook_notes import hook_aim
 from capstan.rotation.naming import rotate_command
 from capstan.rotation.session import NEW_ROOT, plan_policy
 from capstan.trust.aim import IssuerAim, RootAim
-from capstan.trust.expired import ExpiredAim
 from capstan.trust.phase import Phase
 from capstan.trust.redating import RedateAim
+from capstan.trust.replacing import ExpiredAim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,6 +134,7 @@ def recall(rotation: Rotation) -> None:
         if rotation.kind == "expired":
             if record.direction != "back":
                 require_unused(record, rotation.observe(), plan_policy(rotation.domain))
+            rotation.target = None
             return  # nothing of it is in use: there is nothing to be taken back
         if not record.new:
             return  # it minted nothing that it knew of, so nothing of it can be in a cluster

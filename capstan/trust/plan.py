@@ -37,7 +37,7 @@ class Plan:
         stays: The roots that are to stay; empty while the new one is not minted, several on a way back to several.
         kind: `anchor`; `issuer` for a rotation of the issuers alone, whose `old` and `stays` are issuers; `re-date` for
             the same roots with another life; `webhooks` for serving certificates, each in its caBundle (`trust.hooks`);
-            `expired` for what takes the place of expired issuers or roots (`trust.expired`).
+            `expired` for what takes the place of expired issuers or roots (`trust.replacing`).
     """
 
     steps: tuple[Step, ...]

@@ -24,9 +24,10 @@ from capstan.rotation.opening import begin_record
 from capstan.rotation.session import OLD_ROOTS, Outage, plan_policy
 from capstan.rotation.turning import aim_of, require_unused
 from capstan.systems.linkerd.control_plane import why_stale
-from capstan.trust.expired import ExpiredAim, Scope
+from capstan.trust.expired import Scope
 from capstan.trust.observation import ClusterObservation, Issuer, Leaf, Observation, Owner, Peer, Role
 from capstan.trust.phase import Phase
+from capstan.trust.replacing import ExpiredAim
 from capstan.trust.steps import StepKind
 from flows.radar import cure
 from tests.support.apiserver import Running
