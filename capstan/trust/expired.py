@@ -14,16 +14,17 @@ What takes its place: `capstan.trust.replacing`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from capstan.pki.clock import require_aware
-from capstan.trust.observation import ClusterObservation, Fingerprint, Observation, Peer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
+
+    from capstan.trust.observation import ClusterObservation, Fingerprint, Observation, Peer
 
 
 class Scope(StrEnum):
