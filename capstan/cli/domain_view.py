@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,13 +100,14 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 @contextmanager
-def viewed(domain: TrustDomain, kind: Kind | None = None) -> Iterator[DomainView]:
+def viewed(domain: TrustDomain, kind: Kind | None = None, *, beginning: bool = False) -> Iterator[DomainView]:
     """Read record and clusters.
 
     A finished rotation is the past: the plan is then for a next one, from what there is today.
 
     Args:
         kind: What a rotation would be of; None for whatever is under way, and for a next one the roots.
+        beginning: Refuse where a next rotation would be.
 
     Raises:
         InvalidInput: A rotation of another kind is under way; it would have to be finished first.
@@ -133,10 +134,12 @@ def viewed(domain: TrustDomain, kind: Kind | None = None) -> Iterator[DomainView
             remarks = tuple(remark for hook in found.values() for remark in hooks.preview(hook))
         elif begun is not None and begun.kind == "webhooks":
             systems = hooks.of_record(domain, clusters, begun)
-        elif begun is None and kind is not None and kind != "anchor":
-            begun = new_record(domain, "next", systems, stores, lambda: datetime.now(UTC), kind)
         known = [*Bundle.parse(begun.notes[OLD_ROOTS], "rotation record")] if begun else []
         observation = observe_domain(tuple(systems.values()), known)
+        if begun is None and beginning and kind != "webhooks":
+            now, which = observation.taken_at, kind or "anchor"
+            begun = new_record(domain, "next", systems, stores, lambda: now, which, seen=observation)
+            known = [*Bundle.parse(begun.notes[OLD_ROOTS], "rotation record")]
         certificates = {certificate.fingerprint: certificate for certificate in known}
         for system in systems.values():
             certificates.update(system.certificates())

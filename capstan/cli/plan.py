@@ -29,6 +29,8 @@ _OF: Final[Mapping[Kind, str]] = {
     "expired": " of what has expired",
 }
 
+_MENDING: Final = ("webhooks", "expired")  # what fails is what they mend: they are not refused for it
+
 
 def plan(
     options: DomainOptions = DomainOptions(),  # noqa: B008  # frozen: cyclopts fills the fields in
@@ -38,7 +40,7 @@ def plan(
 ) -> int:
     """Show the steps of a rotation from the present state, changing nothing; exit 2 because changes are pending.
 
-    Exit 3: the domain is not safe as it is, and a rotation would be refused.
+    Exit 3: the rotation would be refused as things are: the domain is not safe, or has not what it is of.
 
     Parameters
     ----------
@@ -50,13 +52,12 @@ def plan(
     domain = options.resolve()
     if what is not None:
         require_rotation(domain.system, what)
-    with viewed(domain, kind_of(what) if what else None) as view:
+    with viewed(domain, kind_of(what) if what else None, beginning=True) as view:
         if output in (Output.JSON, Output.YAML):
             print_data(view.plan.as_json(), output)
         else:
             _print(view)
-        # Failing calls of webhooks are what their rotation mends: it is not refused for them.
-        if isinstance(view.plan.verdict, Unsafe) and view.plan.kind != "webhooks":
+        if isinstance(view.plan.verdict, Unsafe) and view.plan.kind not in _MENDING:
             return Exit.GATE_REFUSED
         return Exit.CHANGES_PENDING if view.plan.pending else Exit.OK
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from capstan.config import TrustDomain
     from capstan.pki.inspect import Certificate
     from capstan.systems.base import TrustSystem
+    from capstan.trust.observation import Observation
 
 _log = logging.getLogger(__name__)
 
@@ -309,8 +310,13 @@ def new_record(
     stores: Mapping[str, RecordStore],
     now: Callable[[], datetime],
     kind: Kind,
+    *,
+    seen: Observation | None = None,
 ) -> RotationRecord:
     """The record that a rotation begins with, from the domain as it is; nothing is written.
+
+    Args:
+        seen: The domain as it is; None has it read. Webhooks are always read.
 
     Raises:
         GateRefused: A rotation of this kind cannot begin here.
@@ -318,7 +324,7 @@ def new_record(
     """
     if kind == "webhooks":
         return hooks.new_record(domain, name, {each: store.cluster for each, store in stores.items()}, now)
-    observation = observe_domain(tuple(systems.values()), now=now)
+    observation = seen or observe_domain(tuple(systems.values()), now=now)
     certificates: dict[str, Certificate] = {}
     for system in systems.values():
         certificates.update(system.certificates())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 NOW = datetime.now(UTC).replace(microsecond=0)
-ROOT = mint_root(RootPolicy("root.linkerd.cluster.local"), 1, NOW)
+ROOT = mint_root(RootPolicy("root.linkerd.cluster.local"), 1, NOW - timedelta(days=30))
 ISSUER = mint_issuer(IssuerPolicy("identity.linkerd.cluster.local"), ROOT, NOW)
 
 
@@ -225,6 +225,32 @@ def test_the_end_of_a_self_signed_root_is_planned_in_two_steps_and_a_wait(
 def test_leaves_that_are_renewed_by_restarts_are_a_step_more(plan: Callable[..., Any], istios: Running) -> None:
     given = ("--what", "intermediate", "--leaf-renewal", "restart", "-o", "json")
     assert "issue/restart-data-plane" in steps(plan(istios, *OFFLINE, *given)[1])
+
+
+def test_an_expired_issuer_is_planned_to_be_replaced_and_refuses_every_ordinary_rotation(
+    plan: Callable[..., Any], linkerds: Running, tmp_path: Path
+) -> None:
+    LocalVault(tmp_path / "home" / "vault").put("an-earlier-root", Material.of(ROOT), tags_of("linkerd", "earlier"))
+    ended = mint_issuer(
+        IssuerPolicy("identity.linkerd.cluster.local", timedelta(days=1)), ROOT, NOW - timedelta(days=9)
+    )
+    with closing(linkerds.connect()) as cluster:
+        write_issuer(cluster, ended.certificate, ended.key)
+        try:
+            code, out, err = plan(linkerds, "--what", "expired", "-o", "json")
+            ordinary = [plan(linkerds, *what) for what in ((), ("--what", "root"), ("--what", "issuer"))]
+        finally:
+            write_issuer(cluster, ISSUER.certificate, ISSUER.key)
+    assert code == 2, err
+    assert json.loads(out)["decidedOn"]["kind"] == "expired"
+    assert "issue/switch-issuer" in steps(out)
+    for refused, _, why in ordinary:
+        assert refused == 3
+        assert "something has expired" in why
+        assert "capstan rotate --system linkerd --what expired" in " ".join(why.split())
+    code, _, err = plan(linkerds, "--what", "expired")
+    assert code == 3
+    assert "nothing has expired" in err
 
 
 def test_nothing_is_written_by_any_plan(plan: Callable[..., Any], linkerds: Running) -> None:
