@@ -9,10 +9,11 @@ import unicodedata
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from . import deleting, discovery, fairness, health, openapi, reading, status, subresources, writing
+from . import deleting, discovery, fairness, health, openapi, reading, status, subresources, writing, yaml_codec
 from . import request as requests
 from .aggregation import forwarded, not_served
 from .faults import ConnectionDroppedError
+from .negotiation import negotiate
 from .rbac import Attributes
 from .request import Query, Request, Response
 from .status import ApiStatusError
@@ -68,7 +69,7 @@ class App:
         try:
             response = await self.pipeline(request, receive)
         except ApiStatusError as error:
-            response = self._refusal(error)
+            response = self._refusal(error, request)
         except ConnectionDroppedError:
             scope["state"]["abort"]()
             return
@@ -103,6 +104,8 @@ class App:
             return passed_on
         if not info.is_resource:
             return self._outside(request)
+        if request.method == "HEAD":
+            raise status.method_not_allowed()
         if info.group not in api.registry.groups():
             raise not_served(api, info.group, info.version)
         kind = request.kind
@@ -155,9 +158,10 @@ class App:
         return health.answer(request)
 
     @staticmethod
-    def _refusal(error: ApiStatusError) -> Response:
-        plain = error.plain
-        response = Response.text(error.message, error.code) if plain else Response.json(error.body(), error.code)
+    def _refusal(error: ApiStatusError, request: Request | None = None) -> Response:
+        response = Response.text(error.message, error.code) if error.plain else Response.json(error.body(), error.code)
+        if not error.plain and request is not None and _prefers_yaml(request):
+            response = Response(error.code, yaml_codec.dump(error.body()), "application/yaml")
         response.headers.update(error.headers)
         return response
 
@@ -188,6 +192,13 @@ class App:
             await send({"type": "http.response.body", "body": body})
             return
         await _stream(response, receive, send)
+
+
+def _prefers_yaml(request: Request) -> bool:
+    try:
+        return negotiate(request.headers.get("accept", "")).media_type == "application/yaml"
+    except ApiStatusError:
+        return False  # what cannot be agreed upon is told in JSON
 
 
 async def _stream(

@@ -188,7 +188,9 @@ def _yaml(text: str) -> Any:
     reader.version = (1, 1)
     reader.allow_duplicate_keys = True
     try:
-        return _as_json(reader.load(text))
+        root = reader.compose(text)
+        _keep_last(root)
+        return None if root is None else _as_json(reader.constructor.construct_document(root))
     except YAMLError as error:
         first = re.sub(r"\s+", " ", str(error)).strip()
         raise bad_request(f"error decoding YAML: error converting YAML to JSON: yaml: {first}") from None
@@ -204,6 +206,18 @@ def applied_twice(body: bytes) -> str:
         return ""
     found = [f'  line {line}: key "{key}" already set in map' for line, key in _repeated(root)]
     return "error converting YAML to JSON: yaml: unmarshal errors:\n" + "\n".join(found) if found else ""
+
+
+def _keep_last(node: Any) -> None:
+    """Of a key given twice the last value counts, as for the real server; the reader would take the first."""
+    if isinstance(node, MappingNode):
+        last = {(key.value if isinstance(key.value, str) else id(key)): (key, value) for key, value in node.value}
+        node.value = list(last.values())
+        for _key_node, value in node.value:
+            _keep_last(value)
+    elif isinstance(node, SequenceNode):
+        for item in node.value:
+            _keep_last(item)
 
 
 def _repeated(node: Any) -> list[tuple[int, str]]:

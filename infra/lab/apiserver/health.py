@@ -31,8 +31,8 @@ CHECKS = ("ping", "log", "informer-sync", "poststarthook/rbac/bootstrap-roles", 
 def answer(request: Request) -> Response:
     """404 in plain text for a path that does not exist."""
     parts = [part for part in request.path.split("/") if part]
-    if request.method not in ("GET", "HEAD"):
-        raise status.page_not_found()
+    if parts == ["version"] and request.method != "GET":
+        raise status.method_not_allowed()
     match parts:
         case ["version"]:
             return Response.json(VERSION)

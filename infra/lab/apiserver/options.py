@@ -71,6 +71,8 @@ def check_list(request: Request, watching: bool) -> None:
     """422 for combinations of resourceVersion, resourceVersionMatch and sendInitialEvents which make no sense."""
     query = request.query
     version, match = query.get("resourceVersion"), query.get("resourceVersionMatch")
+    for number in ("timeoutSeconds", "limit"):
+        query.integer(number)  # 400 for what is no number, whether it is used or not
     causes: list[Cause] = []
     if watching:
         causes.extend(_watch_options(request))

@@ -49,7 +49,10 @@ def show(
 ) -> Response:
     """A single object in the representation the client takes."""
     accepted = accepted or negotiate(request.headers.get("accept", ""))
+    if accepted.transform == "PartialObjectMetadataList":
+        raise _unfit(accepted.transform, "not a list type", kind, kind.kind)
     if accepted.transform == "Table":
+        table.check_options(request.query)
         version = stored.obj["metadata"].get("resourceVersion", "")
         body = table.render([stored], kind, {"resourceVersion": version}, request.query, api.now())
     elif accepted.transform:
@@ -57,6 +60,14 @@ def show(
     else:
         body = render(stored, kind)
     return encode(body, accepted, code)
+
+
+def _unfit(asked: str, what: str, kind: KindInfo, go_type: str) -> status.ApiStatusError:
+    """406: the representation asked for is one of the other thing, an object or a list."""
+    package = "unstructured" if kind.custom else (kind.group.split(".")[0] or "core")
+    name = ("UnstructuredList" if go_type == kind.listed_as else "Unstructured") if kind.custom else go_type
+    text = f"you requested {asked}, but the requested object is {what} (*{package}.{name})"
+    return status.ApiStatusError(406, text, "NotAcceptable")
 
 
 def encode(body: bytes, accepted: Accepted, code: int = 200) -> Response:
@@ -153,6 +164,10 @@ async def list_objects(api: Api, request: Request) -> Response:
     accepted = negotiate(request.headers.get("accept", ""))
     options.check_list(request, watching=False)
     selection = Selection.of(request)
+    if accepted.transform == "PartialObjectMetadata":
+        raise _unfit(accepted.transform, "a list", kind, kind.listed_as)
+    if accepted.transform == "Table":
+        table.check_options(request.query)
     items, metadata = await select(api, request, selection)
     if accepted.transform == "Table":
         return encode(table.render(items, kind, metadata, request.query, api.now()), accepted)
@@ -177,7 +192,7 @@ async def select(api: Api, request: Request, selection: Selection) -> tuple[list
     """The objects a list answers and the list's metadata (Kubernetes API concepts, "Resource versions", "Paging")."""
     kind, query = request.kind, request.query
     namespace = request.info.namespace if kind.namespaced else ""
-    limit = query.integer("limit") or 0
+    limit = max(query.integer("limit") or 0, 0)
     token, version, match = query.get("continue"), query.get("resourceVersion"), query.get("resourceVersionMatch")
     after: tuple[str, str] | None = None
     if token:

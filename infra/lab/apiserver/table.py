@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from . import go_json, status
 from .objects import convert, partial
 from .store import Stored, dumps
 
@@ -59,6 +60,15 @@ def render(
             "rows": [row(stored, kind, columns, query, now) for stored in items],
         }
     )
+
+
+def check_options(query: Query) -> None:
+    """400 for an ``includeObject`` there is not."""
+    include = query.get("includeObject")
+    if include not in ("", "None", "Metadata", "Object"):
+        rule = "must be 'Metadata', 'Object', 'None', or empty"
+        text = f"includeObject: Invalid value: {go_json.quote(include)}: {rule}"
+        raise status.bad_request(f"Unable to convert to Table as requested: {text}")
 
 
 def row(stored: Stored, kind: KindInfo, columns: list[Column], query: Query, now: datetime) -> dict[str, Any]:

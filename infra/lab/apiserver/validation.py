@@ -94,6 +94,8 @@ def validate(kind: KindInfo, new: Object, old: Object | None = None, subresource
             causes += checked
         if rule and not subresource:
             causes += rule(new, old)
+        if key == ("", "Namespace") and subresource == "finalize":
+            causes += core.namespace_finalizers(new)
     if causes:
         # events of either group are validated as core events, and say so
         group = "" if kind.stored_as == "events" else kind.group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,18 @@ _SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
 _PROTOCOLS = ("SCTP", "TCP", "UDP")
 
 
+def namespace_finalizers(new: Object) -> list[Cause]:
+    """What may stand in the way of a namespace's end: ``kubernetes``, and names with a domain."""
+    out: list[Cause] = []
+    message = "name is neither a standard finalizer name nor is it fully qualified"
+    for number, name in enumerate((new.get("spec") or {}).get("finalizers") or []):
+        path = f"spec.finalizers[{number}]"
+        out += [bad(path, name, complaint) for complaint in meta.qualified_name(name)]
+        if "/" not in name and name not in meta.STANDARD_FINALIZERS:
+            out.append(bad(path, name, message))
+    return out
+
+
 def service(new: Object, old: Object | None) -> list[Cause]:
     path, spec = "spec", new.get("spec") or {}
     out: list[Cause] = []
@@ -128,12 +141,24 @@ def service(new: Object, old: Object | None) -> list[Cause]:
         if key in seen:
             out.append(duplicate(f"{path}.ports[{number}]", {"protocol": key[0], "port": key[1]}))
         seen.add(key)
+    for number, address in enumerate(spec.get("clusterIPs") or []):
+        if address != "None" and not _is_address(address):
+            message = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+            out.append(bad(f"{path}.clusterIPs[{number}]", address, message))
     before = (old or {}).get("spec") or {}
     fixed = before.get("clusterIP") and "ExternalName" not in (before.get("type"), kind)
     if fixed and spec.get("clusterIP") != before["clusterIP"]:
         held = [spec["clusterIP"]] if spec.get("clusterIP") else []
         out.append(bad(f"{path}.clusterIPs[0]", held, "may not change once set"))
     return out
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _service_port(port: Object, at: str, names: set[str], *, required: bool) -> list[Cause]:

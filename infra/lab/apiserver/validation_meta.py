@@ -32,7 +32,7 @@ _CONFIG_KEY = r"[-._a-zA-Z0-9]+"
 
 IMMUTABLE = "field is immutable"
 _ANNOTATIONS_LIMIT = 256 * 1024
-_STANDARD_FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
+STANDARD_FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
 
 
 def bad(path: str, value: Any, message: str) -> Cause:
@@ -267,7 +267,7 @@ def object_meta(metadata: Object, *, namespaced: bool, name_rule: NameRule, core
     if core:
         message = "name is neither a standard finalizer name nor is it fully qualified"
         for number, finalizer in enumerate(finalizers):
-            if "/" not in finalizer and finalizer not in _STANDARD_FINALIZERS:
+            if "/" not in finalizer and finalizer not in STANDARD_FINALIZERS:
                 out.append(bad(f"{path}.finalizers[{number}]", finalizer, message))
     return out
 

@@ -173,7 +173,7 @@ class Store:
         """A deleted secret."""
         secret = self._held(name)
         if secret is None or secret.deleted is None or self._clock() < secret.visible:
-            raise not_found(name)
+            raise VaultError(404, "SecretNotFound", f"Deleted Secret not found: {name}")
         return secret
 
     def recover(self, name: str) -> Secret:
