@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cluster.follow import follow
-from capstan.cluster.resources import POD_DISRUPTION_BUDGETS, PODS
+from capstan.cluster.resources import NODES, POD_DISRUPTION_BUDGETS, PODS
 from capstan.cluster.workloads import RESOURCES, PodRef, controller, is_ready, selects
-from capstan.errors import Conflict, Denied, GateTimedOut, NotFound, Retryable, Throttled
+from capstan.errors import CapstanError, Conflict, Denied, GateTimedOut, NotFound, Retryable, Throttled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,7 +101,32 @@ def troubles(cluster: Cluster, owner: Owner) -> tuple[str, ...]:
     if item is None:
         return ()
     listing = cluster.list(PODS, owner.namespace, label_selector=_selector(item))
-    return tuple(why_not_ready(pod) for pod in listing.items if not is_ready(pod))
+    ill = [pod for pod in listing.items if not is_ready(pod) or "deletionTimestamp" in pod["metadata"]]
+    lost = _lost_nodes(cluster) if ill else {}
+    return tuple(
+        "; ".join(filter(None, (why_not_ready(pod), lost.get(str(pod["spec"].get("nodeName"))))))
+        for pod in sorted(ill, key=is_ready)
+    )
+
+
+def _lost_nodes(cluster: Cluster) -> dict[str, str]:
+    """Nodes that are not ready, and what to do: a pod on one ends only when the node is back, or is deleted.
+
+    Source: Kubernetes, "Nodes": pods of an unreachable node stay Terminating or Unknown until its kubelet answers again
+    or the Node object is deleted.
+    """
+    try:
+        items = cluster.list(NODES).items
+    except CapstanError:  # it is told for a person's sake only; who may not list nodes is told the rest
+        return {}
+    found = {}
+    for item in items:
+        name, conditions = str(item["metadata"]["name"]), (item.get("status") or {}).get("conditions") or []
+        ready = next((condition for condition in conditions if condition.get("type") == "Ready"), {})
+        if ready.get("status", "True") != "True":
+            why = ": ".join(str(ready[key]) for key in ("reason", "message") if ready.get(key))
+            found[name] = f"its node {name} is not ready ({why}): bring it back, or kubectl delete node {name}"
+    return found
 
 
 def why_not_ready(pod: Object) -> str:
