@@ -20,6 +20,8 @@ ROTATION_FLOWS = frozenset(
     {
         "linkerd-trust-anchor",
         "linkerd-issuer",
+        "linkerd-webhooks",
+        "linkerd-expired",
         "istio-root",
         "istio-intermediate",
         "istio-redate",

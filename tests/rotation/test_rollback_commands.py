@@ -51,3 +51,10 @@ def test_every_rotation_can_be_taken_over_and_turned_forward_again(system: Syste
     parameters = inspect.signature(rotation_flow(system, what)).parameters
     assert list(parameters) == ["domain", "rotation", "take_over", "forward"]
     assert list(inspect.signature(roll_back_flow(system)).parameters) == ["domain", "rotation", "take_over"]
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_roll_back_ends_the_waiting_run_of_every_kind_of_rotation() -> None:
+    from flows.claims import ROTATION_FLOWS
+
+    assert {getattr(rotation_flow(*each), "name", "") for each in _ROTATE} == ROTATION_FLOWS
