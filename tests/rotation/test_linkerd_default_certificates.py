@@ -8,7 +8,7 @@ import pytest
 
 from capstan.pki.inspect import Certificate
 from capstan.vaults.opening import open_vault
-from tests.rotation.rotations import Rotations
+from tests.rotation.rotations import Rotations, wait_for
 from tests.support.labs import RunningLab, start_lab
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.rotation.runner import Runner
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -51,3 +51,9 @@ def test_an_anchor_that_is_its_own_issuer_is_said_to_be_and_turned_into_a_hierar
     root = Certificate.from_pem(vault.get(reference).certificate_pem, "the vault")
     assert root.common_name.startswith("root.linkerd.cluster.local")
     assert {pod["leaf"]["issuer"] for pod in default_install.pods()}.isdisjoint(case.live_roots())
+    # 3. And back: one certificate is both again, the one there was, and nobody was dropped on the way.
+    case.require_rolled_back(case.roll_back())
+    wait_for(
+        lambda: {pod["leaf"]["issuer"] for pod in default_install.pods() if not pod["stopping"]} == issuers,
+        "leaves of the anchor itself",
+    )
