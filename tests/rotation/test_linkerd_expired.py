@@ -130,12 +130,12 @@ def test_an_issuer_that_has_ended_is_replaced_under_its_anchor_and_every_workloa
     lab = rotations.lab
     case = Rotations(lab, rotations.runner, rotations.home, f"{rotations.rotation}-expired")
     case.forget_earlier()
-    write_short_lived_issuer(rotations)
     # 1. Nothing has ended yet: an ordinary rotation drops nothing, so this one is refused.
     early = replace(case)
     assert early.code != 0
     assert "nothing has expired" in early.stderr, early.stderr[-2000:]
     assert "--what issuer" in flat(early.stderr)
+    write_short_lived_issuer(rotations)
     require_an_outage(lab)
     # 2. An ordinary rotation refuses, names the command, and begins nothing.
     refused = case.run("--what", "issuer", rotation="ordinary")
