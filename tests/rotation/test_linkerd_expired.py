@@ -108,7 +108,7 @@ def require_told(case: Rotations, ran: Ran, *, down: bool = True) -> list[dict[s
     told = {each["workload"]: each for each in ran.data["outages"]}
     if down:
         workloads = [name for name in told if "-n linkerd" not in name]
-        assert len(workloads) >= 5, told
+        assert len(workloads) == 4, told
         assert all(each["seconds"] > 0 for each in told.values())
     record = case.record()
     assert (record["kind"], record["outcome"]) == ("expired", "completed")
