@@ -178,7 +178,7 @@ def turn(case: Rotations, die_at: str = "") -> Any:
 
 
 KILLS = (
-    "prepare > mint > account minted",
+    "prepare > mint > account minted, half-written",
     "trust > widen-ca-bundle/cluster/sp-validator > account bundle-widened, half-written",
     "issue > switch-serving/cluster/sp-validator > account serving-switched, half-written",
     "distrust > narrow-ca-bundle/cluster/sp-validator > account bundle-narrowed, half-written",

@@ -11,6 +11,7 @@ import json
 import ssl
 import tempfile
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,8 @@ from infra.lab.linkerd.hooks import TAP_GROUP, TAP_VERSION
 from infra.lab.objects import collection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from capstan.cluster.client import Cluster
     from tests.support.mesh import Mesh
 
@@ -147,10 +150,32 @@ class WebhookServers:
         """Let each server read its Secret, but those that never do (unless it is everybody's start)."""
         for server in self.servers:
             if server.reloads or everybody:
-                found = self.cluster.find(SECRETS, server.secret, server.namespace)
-                if found is not None:
-                    data = [base64.b64decode(found["data"][key]) for key in ("tls.crt", "tls.key")]
-                    server.context = _context(*data)
+                self._read(server)
+
+    @contextmanager
+    def following(self, seconds: float = 0.5) -> Iterator[None]:
+        """Let the servers read their Secrets by themselves, each so long after the one before it."""
+        ending = threading.Event()
+
+        def follow() -> None:
+            while not ending.is_set():
+                for server in self.servers:
+                    if not ending.wait(seconds / len(self.servers)):
+                        self._read(server)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join(10)
+
+    def _read(self, server: Server) -> None:
+        found = self.cluster.find(SECRETS, server.secret, server.namespace)
+        if found is not None:
+            data = [base64.b64decode(found["data"][key]) for key in ("tls.crt", "tls.key")]
+            server.context = _context(*data)
 
     def ca_bundles(self) -> dict[str, int]:
         """How many certificates each caBundle holds."""
