@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS, NAMESPACES, SECRETS
+from capstan.cluster.restart import STAMP, restart_workloads
 from capstan.config import ClusterRef, RotationPolicy, TrustDomain
-from capstan.errors import GateRefused, OwnedElsewhere
+from capstan.errors import GateRefused, GateTimedOut, OwnedElsewhere
 from capstan.pki.bundle import Bundle
 from capstan.pki.csr import sign_request
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
@@ -22,6 +23,7 @@ from capstan.rotation import Rotation, material, offline, open_rotation, outages
 from capstan.rotation.proposing_expired import propose_replacement
 from capstan.systems.linkerd.values import get_value
 from capstan.trust.expired import Scope
+from capstan.trust.observation import Owner
 from capstan.trust.phase import Phase
 from capstan.vaults.material import Material
 from capstan.vaults.opening import open_vault
@@ -312,3 +314,25 @@ def test_what_a_tool_owns_is_refused_with_the_change_to_commit_there_and_nothing
         with pytest.raises(OwnedElsewhere):
             replacing.replace_roots(rotation, "cluster")
     assert mesh.versions() == before
+
+
+def test_a_workload_that_does_not_come_up_holds_up_no_other(cluster: Cluster) -> None:
+    namespace = f"down-{next(_numbers)}"
+    cluster.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    owners = [Owner("Deployment", namespace, name) for name in ("cart", "web")]
+    for owner in owners:
+        template = {
+            "metadata": {"labels": {"app": owner.name}},
+            "spec": {"containers": [{"name": "app", "image": "app"}]},
+        }
+        spec = {"selector": {"matchLabels": {"app": owner.name}}, "template": template}
+        metadata = {"name": owner.name, "namespace": namespace}
+        cluster.create(DEPLOYMENTS, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec})
+    # There is no controller here: none of them ever comes up, and both are begun all the same.
+    with pytest.raises(GateTimedOut) as ended:
+        restart_workloads(cluster, owners, "turn-1", seconds=0.5, parallel=1, go_on=True)
+    assert len(ended.value.stragglers) == 2
+    assert not any("not begun" in straggler for straggler in ended.value.stragglers)
+    for owner in owners:
+        found = cluster.get(DEPLOYMENTS, owner.name, namespace)["spec"]["template"]["metadata"]["annotations"]
+        assert found[STAMP] == "turn-1"
