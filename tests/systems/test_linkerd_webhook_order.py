@@ -56,12 +56,14 @@ TURNED = seen("n", NEW, NEW, NEW)
     ],
     ids=["as found", "caBundle widened", "one of two replicas reloaded", "both reloaded", "caBundle narrowed"],
 )
-def test_each_state_has_its_phase_and_the_gates_that_are_open(observation, phase, open_gates):
+def test_each_state_has_its_phase_and_the_gates_that_are_open(
+    observation: Observation, phase: Phase, open_gates: set[Phase]
+) -> None:
     assert AIM.phase(observation) is phase
     assert {gate for gate in Phase if AIM.may_enter(gate, observation, NOW).open} == open_gates
 
 
-def test_half_way_through_narrowing_nothing_is_widened_again():
+def test_half_way_through_narrowing_nothing_is_widened_again() -> None:
     other = "east/tap-injector"
     aim = HookAim(
         {**AIM.before, other: frozenset({OLD})}, {**AIM.stays, other: frozenset({NEW})}, {**AIM.serves, other: NEW}
@@ -74,7 +76,7 @@ def test_half_way_through_narrowing_nothing_is_widened_again():
     ]  # fmt: skip
 
 
-def test_a_pair_that_helm_rendered_meanwhile_is_told_to_the_api_server_beside_ours():
+def test_a_pair_that_helm_rendered_meanwhile_is_told_to_the_api_server_beside_ours() -> None:
     other = "2" * 64
     (hook,) = seen("o", OLD).clusters
     leaf = Leaf(other, "tap", None, frozenset({other}), NOW, END)
@@ -89,23 +91,23 @@ def test_a_pair_that_helm_rendered_meanwhile_is_told_to_the_api_server_beside_ou
     assert AIM.progress(widened, Phase.TRUST).reached
 
 
-def test_what_cannot_be_read_opens_no_gate_and_is_named():
+def test_what_cannot_be_read_opens_no_gate_and_is_named() -> None:
     for observation in (seen("on", NEW, NEW, None), seen("on", None, NEW), seen("on", NEW)):
         gate = AIM.may_enter(Phase.DISTRUST, observation, NOW)
         assert not gate.open
         assert all(why.startswith(NAME) for why in gate.waiting_for)
 
 
-def test_an_old_look_opens_no_gate():
+def test_an_old_look_opens_no_gate() -> None:
     assert not AIM.may_enter(Phase.DONE, TURNED, NOW + timedelta(hours=1)).open
 
 
-def test_an_api_service_that_is_not_available_keeps_the_last_gate_closed():
+def test_an_api_service_that_is_not_available_keeps_the_last_gate_closed() -> None:
     lost = seen("n", NEW, NEW, troubles=("FailedDiscoveryCheck: x509",))
     assert AIM.may_enter(Phase.DONE, lost, NOW).waiting_for == (f"{NAME}: FailedDiscoveryCheck: x509",)
 
 
-def test_calls_that_fail_today_are_told_and_no_contradiction():
+def test_calls_that_fail_today_are_told_and_no_contradiction() -> None:
     broken = seen("n", OLD, OLD)
     found = verdict(broken)
     assert isinstance(found, Unsafe)
@@ -116,7 +118,7 @@ def test_calls_that_fail_today_are_told_and_no_contradiction():
     assert AIM.progress(broken, Phase.TRUST).waiting_for == (f"{NAME}: caBundle lacks {OLD[:16]}",)
 
 
-def test_the_way_back_is_the_same_way_with_old_and_new_exchanged():
+def test_the_way_back_is_the_same_way_with_old_and_new_exchanged() -> None:
     assert BACK.phase(TURNED) is Phase.PREPARE
     assert BACK.phase(SWITCHED) is Phase.ISSUE
     assert BACK.phase(WIDENED) is Phase.DISTRUST
@@ -128,7 +130,7 @@ def test_the_way_back_is_the_same_way_with_old_and_new_exchanged():
     assert narrowing.changes == "caBundle := old: the new certificate is refused from then on"
 
 
-def test_a_plan_asks_before_each_phase_of_the_policy_and_its_digest_holds_still_while_phases_run():
+def test_a_plan_asks_before_each_phase_of_the_policy_and_its_digest_holds_still_while_phases_run() -> None:
     plan = AIM.plan(FROM_THE_BEGINNING, Policy())
     assert [s.phase for s in plan.steps if s.kind is StepKind.APPROVE] == [Phase.TRUST, Phase.ISSUE, Phase.DISTRUST]
     assert plan.digest() == AIM.plan(WIDENED, Policy()).digest()
@@ -140,14 +142,14 @@ def test_a_plan_asks_before_each_phase_of_the_policy_and_its_digest_holds_still_
     assert not AIM.plan(TURNED, Policy()).pending
 
 
-def test_a_plan_before_anything_is_minted_has_every_step_pending():
+def test_a_plan_before_anything_is_minted_has_every_step_pending() -> None:
     plan = HookAim({NAME: frozenset({OLD})}, {}, {}).plan(FROM_THE_BEGINNING, ASKING_NOBODY)
     assert plan.phase is Phase.PREPARE
     assert all(step.pending for step in plan.steps)
     assert plan.kind == "webhooks"
 
 
-def test_no_webhook_is_no_plan():
+def test_no_webhook_is_no_plan() -> None:
     with pytest.raises(InvalidInput):
         AIM.plan(Observation(NOW, ()), Policy())
     with pytest.raises(InvalidInput):

@@ -24,6 +24,7 @@ from tests.support.webhook_servers import INJECTOR_SECRET, WebhookServers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from capstan.cluster.client import Cluster
@@ -90,8 +91,8 @@ def domain(running: Running, home: Path) -> TrustDomain:
     return TrustDomain(name="linkerd", clusters=(reference,), home=str(home), policy=policy)
 
 
-def opened(running: Running, home: Path, clock: Clock, **options):
-    return open_rotation(domain(running, home), "w1", kind="webhooks", now=clock.now, sleep=clock.sleep, **options)
+def opened(running: Running, home: Path, clock: Clock) -> AbstractContextManager[Rotation]:
+    return open_rotation(domain(running, home), "w1", kind="webhooks", now=clock.now, sleep=clock.sleep)
 
 
 def begin(rotation: Rotation) -> None:
@@ -274,9 +275,7 @@ INJECTED = {"cert-manager.io/inject-ca-from": "linkerd/linkerd-proxy-injector"}
 ARGO = {"argocd.argoproj.io/tracking-id": "mesh:/Secret:linkerd/linkerd-proxy-injector-k8s-tls"}
 
 
-@pytest.mark.proves(
-    "owners", "cert-manager", "a webhook's certificate: refused with `cmctl renew`"
-)
+@pytest.mark.proves("owners", "cert-manager", "a webhook's certificate: refused with `cmctl renew`")
 @pytest.mark.parametrize(
     ("where", "marks", "command"),
     [
