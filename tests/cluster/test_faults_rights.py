@@ -128,6 +128,16 @@ def test_no_right_is_asked_for_twice_and_each_says_what_for(system):
     assert all(need.why for need in found)
 
 
+@pytest.mark.proves(
+    "faults", "deny policy on the admin port",
+    "proxies are reached by port-forward alone, whose source is 127.0.0.1 and always permitted; never by pods/proxy",
+)  # fmt: skip
+def test_no_proxy_is_ever_asked_through_the_api_servers_own_address():
+    everything = [right.resource for system in System for right in rights_for(system, *Purpose)]
+    assert "pods/portforward" in everything
+    assert not {"pods/proxy", "services/proxy", "nodes/proxy", "pods/exec"} & set(everything)
+
+
 # --- the live API server ----------------------------------------------------------------------------------------------
 
 
