@@ -77,7 +77,7 @@ def dns_names(storage: str, custom: str) -> dict[str, tuple[str, ...]]:
     Args:
         custom: --custom-dns-names: `ACCOUNT.NAMESPACE:NAME`, separated by commas; what is not of that form is left out.
     """
-    found = {
+    found: dict[str, tuple[str, ...]] = {
         f"{account}.{storage}": (f"{service}.{storage}.svc", f"{service}.{storage}")
         for account, service in WEBHOOK_SERVICES.items()
     }
