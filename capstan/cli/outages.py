@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from capstan.rotation.session import Outage
+    from capstan.rotation.outcome import Outage
 
 _WIDEST: Final = 44  # of a workload's name; the rest of a row needs 54 columns
 

@@ -4,6 +4,7 @@ Below the tasks (which add retries) and above the adapters (which know one clust
 """
 
 from capstan.rotation.opening import open_rotation
-from capstan.rotation.session import Outcome, PhaseTime, Rotation
+from capstan.rotation.outcome import Outcome, PhaseTime
+from capstan.rotation.session import Rotation
 
 __all__ = ["Outcome", "PhaseTime", "Rotation", "open_rotation"]

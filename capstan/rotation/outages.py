@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from capstan.audit import audited_step
 from capstan.rotation.expired import Found
-from capstan.rotation.session import Outage
+from capstan.rotation.outcome import Outage
 from capstan.trust.expired import workload_of
 
 if TYPE_CHECKING:

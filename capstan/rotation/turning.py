@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from capstan.cluster.record import Claim, RotationRecord
     from capstan.rotation.material import Target
-    from capstan.rotation.session import Direction, Rotation
+    from capstan.rotation.outcome import Direction
+    from capstan.rotation.session import Rotation
     from capstan.trust.aim import Aim
     from capstan.trust.observation import Fingerprint, Observation
     from capstan.trust.phase import Goal

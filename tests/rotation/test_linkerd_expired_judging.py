@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from capstan.approvals.rendering import WIDTH
+from capstan.cli.entry_points import What, require_rotation
 from capstan.cli.outages import print_outages, span
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.config import System, TrustDomain
@@ -21,7 +22,8 @@ from capstan.rotation.claims import Unclaimed
 from capstan.rotation.expired import FOUND, ROOTS_AFTER, Found
 from capstan.rotation.expiry import Finding, Level
 from capstan.rotation.opening import begin_record
-from capstan.rotation.session import OLD_ROOTS, Outage, plan_policy
+from capstan.rotation.outcome import Outage
+from capstan.rotation.session import OLD_ROOTS, plan_policy
 from capstan.rotation.turning import aim_of, require_unused
 from capstan.systems.linkerd.control_plane import why_stale
 from capstan.trust.expired import Scope
@@ -376,3 +378,10 @@ def test_an_ordinary_rotation_is_not_even_begun_where_something_has_expired(clus
     with pytest.raises(GateRefused, match="something has expired"):
         begin(cluster, domain, DEAD_ISSUER_SEEN, "anchor")
     assert RecordStore(cluster, domain.name).load() is None
+
+
+@pytest.mark.parametrize("system", [System.ISTIO, System.AKS_ISTIO])
+def test_only_linkerd_has_this_command(system: System) -> None:
+    require_rotation(System.LINKERD, What.EXPIRED)
+    with pytest.raises(InvalidInput, match="no such rotation"):
+        require_rotation(system, What.EXPIRED)
