@@ -13,8 +13,8 @@ from capstan.pki.bundle import Bundle
 from capstan.systems.linkerd.checks_hooks import HOOKS, Served
 from capstan.systems.linkerd.data_plane import stale_owners
 from capstan.systems.linkerd.expired import _why_expired, require_nobody_living_needs_others
-from tests.pki.ca import make
-from tests.systems.linkerd_evidence import ISSUER, NOW, ROOT, healthy, hook, leaf, serving, with_peer
+from tests.pki.ca import NOW, make
+from tests.systems.linkerd_evidence import ISSUER, ROOT, healthy, hook, leaf, serving, with_peer
 
 if TYPE_CHECKING:
     from capstan.systems.linkerd.observe import View
