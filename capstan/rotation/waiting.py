@@ -11,7 +11,7 @@ from capstan.errors import GateRefused, GateTimedOut
 from capstan.progress import watcher
 from capstan.rotation.expired import advice
 from capstan.rotation.mending import require_signing
-from capstan.systems.glancing import glance
+from capstan.systems.glancing import everybody_read, glance
 from capstan.trust.phase import Phase
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def _watch(
     began, aim = rotation.now(), rotation.aim
     # The bound of a wait that an earlier process began; looked at only once something has to be waited for.
     kept: datetime | None = None
-    seen, whole = rotation.recent(), True
+    systems = tuple(rotation.systems.values())
+    seen = rotation.recent()
     while True:
         require_signing(rotation, phase, seen)
         result = judge(seen)
@@ -110,8 +111,8 @@ def _watch(
             far = aim.progress(seen, behind)
             done, total = far.done, far.total
             watcher().count(done, total, far.waiting_for)
-        if not whole and _decides(rotation, result, kept):
-            seen, whole = rotation.observe(), True
+        if _decides(rotation, result, kept) and not everybody_read(systems):
+            seen = rotation.observe()
             continue
         if result.open:
             if patience is not None:  # only a run that may leave its process writes deadlines down
@@ -137,7 +138,7 @@ def _watch(
         if patience is not None and now - began >= patience and bound - now > patience:
             return Look(gate, False, done, total, result.waiting_for, bound, observed=result.bound is not None)
         rotation.sleep(_pause(now, bound))
-        seen, whole = glance(rotation.systems.values(), rotation.observe)
+        seen = glance(systems, rotation.observe)
 
 
 def _decides(rotation: Rotation, result: GateResult, kept: datetime | None) -> bool:

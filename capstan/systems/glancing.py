@@ -29,15 +29,15 @@ class Glances(Protocol):
         """Within it, `observe` may take from memory what cannot have changed since it was read."""
 
 
-def glance(systems: Iterable[object], observe: Callable[[], Seen]) -> tuple[Seen, bool]:
-    """Observe once, glancing at those systems that can.
-
-    Returns:
-        What was observed, and whether everybody was read for it.
-    """
-    able = [system for system in systems if isinstance(system, Glances)]
+def glance(systems: Iterable[object], observe: Callable[[], Seen]) -> Seen:
+    """Observe once, glancing at those systems that can."""
     with ExitStack() as stack:
-        for system in able:
-            stack.enter_context(system.glancing())
-        seen = observe()
-    return seen, not any(system.from_memory for system in able)
+        for system in systems:
+            if isinstance(system, Glances):
+                stack.enter_context(system.glancing())
+        return observe()
+
+
+def everybody_read(systems: Iterable[object]) -> bool:
+    """Whether the last observation of these was a look that counts."""
+    return not any(isinstance(system, Glances) and system.from_memory for system in systems)

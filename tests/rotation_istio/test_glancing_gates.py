@@ -16,6 +16,7 @@ from capstan.pki.bundle import Bundle
 from capstan.pki.mint import RootPolicy, mint_root
 from capstan.rotation.session import OLD_ROOTS, Rotation
 from capstan.rotation.waiting import watch_gate
+from capstan.systems.glancing import glance
 from capstan.trust.phase import Phase
 from capstan.vaults.opening import open_vault
 from tests.support.apiserver import Running
@@ -130,3 +131,15 @@ def test_a_wait_that_ends_in_vain_names_who_was_missing_when_everybody_was_read(
     assert system.looks[-1] is False
     assert "other-1" in str(caught.value.stragglers)
     assert "late-1" not in str(caught.value.stragglers)
+
+
+def test_a_glance_that_another_watch_has_left_behind_opens_nothing_either(apiserver, tmp_path):
+    system = Remembering([(NOW, half_trusting())], glances=half_trusting())
+    rotation = opened(apiserver, system, tmp_path)
+    assert not watch_gate(rotation, Phase.ISSUE, MINUTE).open
+    assert system.looks[-1] is True
+    system.told = settled(BOTH, OLD)
+    glance([system], rotation.observe)  # seconds old when the next watch begins
+    look = watch_gate(rotation, Phase.ISSUE, MINUTE)
+    assert not look.open
+    assert any("late-1" in name for name in look.waiting_for)

@@ -76,7 +76,7 @@ def measure(count: int) -> None:
             istio = Istio(cluster)
             for name in ("whole look", "glance", "glance"):
                 before, began = cluster.requests, time.monotonic()
-                seen, _ = glance([istio], istio.observe) if name == "glance" else (istio.observe(), True)
+                seen = glance([istio], istio.observe) if name == "glance" else istio.observe()
                 took, asked = time.monotonic() - began, cluster.requests - before
                 unread = sum(1 for peer in seen.peers if peer.unreadable)
                 say(f"{name:>10}: {len(seen.peers)} proxies, {unread} unread, {asked} requests, {took:.1f} s")

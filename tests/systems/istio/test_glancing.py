@@ -9,7 +9,7 @@ import pytest
 
 from capstan.cluster.resources import PODS
 from capstan.pki.bundle import Bundle
-from capstan.systems.glancing import Glances, glance
+from capstan.systems.glancing import Glances, everybody_read, glance
 from capstan.systems.istio.adapter import Istio
 from capstan.systems.istio.memory import WHOLE, Memory, process_of, renewal
 from capstan.systems.istio.proxies import ProxyReading
@@ -171,32 +171,33 @@ def made_files(mesh: IstioMesh) -> dict[str, str]:
 def test_a_glance_asks_those_who_came_since_and_a_look_asks_everybody(mesh: Asked, cluster: Cluster) -> None:
     istio = Istio(cluster)
     assert isinstance(istio, Glances)
-    first, whole = glance([istio], istio.observe)
-    assert whole, "nobody was remembered yet"
+    first = glance([istio], istio.observe)
+    assert everybody_read([istio]), "nobody was remembered yet"
     assert sorted(mesh.asked) == ["cart-1", "web-1"]
     # 1. Nobody can have changed: nobody is asked, and everybody is there as before.
     mesh.asked.clear()
-    second, whole = glance([istio], istio.observe)
-    assert (whole, istio.from_memory, mesh.asked) == (False, 2, [])
+    second = glance([istio], istio.observe)
+    assert (everybody_read([istio]), istio.from_memory, mesh.asked) == (False, 2, [])
     assert second.peers == first.peers
     # 2. Somebody new is asked.
     mesh.counted("new-1")
-    third, whole = glance([istio], istio.observe)
-    assert (whole, mesh.asked) == (False, ["new-1"])
+    third = glance([istio], istio.observe)
+    assert (everybody_read([istio]), mesh.asked) == (False, ["new-1"])
     assert len(third.peers) == 3
     # 3. A look that counts asks everybody, and sees what a glance could not.
     mesh.asked.clear()
     mesh.admin["shop", "web-1"] = envoy(mesh.leaf_chain(), pem(mesh.old, mesh.new))
-    assert {len(peer.trusts or ()) for peer in glance([istio], istio.observe)[0].peers} == {1}
+    assert {len(peer.trusts or ()) for peer in glance([istio], istio.observe).peers} == {1}
     fourth = istio.observe()
-    assert istio.from_memory == 0
+    assert everybody_read([istio])
     assert sorted({len(peer.trusts or ()) for peer in fourth.peers}) == [1, 2]
     # 4. Who is gone is no peer of a glance either.
     cluster.patch(PODS, "new-1", {"status": {"phase": "Succeeded"}}, "shop", subresource="status")
     mesh.connected.remove("new-1.shop")
-    fifth, _ = glance([istio], istio.observe)
+    fifth = glance([istio], istio.observe)
     assert {peer.pod for peer in fifth.peers} == {"web-1", "cart-1"}
 
 
 def test_a_system_that_cannot_glance_is_looked_at_whole() -> None:
-    assert glance([object()], lambda: "seen") == ("seen", True)
+    assert glance([object()], lambda: "seen") == "seen"
+    assert everybody_read([object()])
