@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from infra.lab.istio import hierarchy
-from tests.rotation.rotations import RECORDS, wait_for
+from tests.rotation.rotations import wait_for
 from tests.rotation.runner import Runner
 from tests.rotation_istio.meshes import SMALL
 from tests.support.labs import RunningLab, start_lab
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 
 LAB = ("--system", "istio", "--ca", "plugin", "--istio-version", "1.30.1", "--multiroot")
+RECORDS = "/api/v1/namespaces/capstan-system"
 CACERTS = "/api/v1/namespaces/istio-system/secrets/cacerts"
 ISTIOD = "/apis/apps/v1/namespaces/istio-system/deployments/istiod"
 
