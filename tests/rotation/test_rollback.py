@@ -50,6 +50,7 @@ def die(rotations: Rotations, point: str) -> None:
     assert ran.killed, f"not killed at {point}: exit code {ran.code}, {ran.stderr[-2000:]}"
 
 
+@pytest.mark.proves("faults", "roll-back", "before anything was changed: shown that the new root is nowhere")
 def test_before_anything_was_changed_it_only_shows_that_the_new_root_is_nowhere(rotations: Rotations) -> None:
     waiting = rotations.run(approve="ask")
     assert waiting.code == 4, waiting.stderr
@@ -61,6 +62,7 @@ def test_before_anything_was_changed_it_only_shows_that_the_new_root_is_nowhere(
     assert gates(entries) == ["roll-back"]
 
 
+@pytest.mark.proves("faults", "roll-back", "from half-way through trust, asked once; then forward is another rotation")
 def test_from_half_way_through_trust_it_narrows_again_once_approved(rotations: Rotations) -> None:
     die(rotations, HALF_TRUST)
     # 1. A dry run shows the way and changes nothing.
@@ -90,6 +92,7 @@ def test_from_half_way_through_trust_it_narrows_again_once_approved(rotations: R
     assert (ours(rotations), stored(rotations.home)) == before
 
 
+@pytest.mark.proves("faults", "roll-back", "from a half-switched issuer, killed at nine points on the way")
 @pytest.mark.long
 def test_from_a_half_switched_issuer_killed_and_run_again_it_switches_back_and_starts_the_signer_anew(
     rotations: Rotations,
@@ -118,6 +121,7 @@ def test_from_a_half_switched_issuer_killed_and_run_again_it_switches_back_and_s
     assert [entry["body"]["turn"] for entry in entries if entry["kind"] == "turned"] == [2]
 
 
+@pytest.mark.proves("faults", "roll-back", "from half-way through distrust, turned forward again with new approvals")
 @pytest.mark.long
 def test_from_half_way_through_distrust_turned_forward_again_it_finishes_with_new_approvals(
     rotations: Rotations,
@@ -144,6 +148,7 @@ def test_from_half_way_through_distrust_turned_forward_again_it_finishes_with_ne
     rotations.require_rolled_back(rotations.roll_back())
 
 
+@pytest.mark.proves("faults", "roll-back", "a complete rotation: taken back, or refused once the previous issuer is gone")
 @pytest.mark.long
 def test_a_complete_rotation_is_taken_back_in_a_further_account_unless_its_previous_issuer_is_gone(
     rotations: Rotations,
@@ -178,6 +183,7 @@ def test_a_complete_rotation_is_taken_back_in_a_further_account_unless_its_previ
     }
 
 
+@pytest.mark.proves("faults", "roll-back", "a rejected phase takes it back without asking again")
 def test_a_rejected_phase_takes_the_rotation_back_without_asking_again(rotations: Rotations) -> None:
     code, said, printed = answered(rotations, "approve", "CHG-1", "go", "reject", "CHG-2", "not today")
     assert code == 1, said

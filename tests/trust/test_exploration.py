@@ -54,6 +54,7 @@ SEVERAL = {
 }
 
 
+@pytest.mark.proves("faults", "roll-back", "from every state of the model it can end with exactly what there was")
 @pytest.mark.parametrize("domain", SEVERAL.values(), ids=SEVERAL.keys())
 def test_from_every_state_the_way_back_can_end_with_exactly_what_there_was(domain: Domain) -> None:
     found = explored_as_shipped(domain)
