@@ -148,7 +148,7 @@ def test_from_half_way_through_distrust_turned_forward_again_it_finishes_with_ne
     rotations.require_rolled_back(rotations.roll_back())
 
 
-@pytest.mark.proves("faults", "roll-back", "a complete rotation: taken back, or refused once the previous issuer is gone")
+@pytest.mark.proves("faults", "roll-back", "a complete one: taken back, or refused once the previous issuer is gone")
 @pytest.mark.long
 def test_a_complete_rotation_is_taken_back_in_a_further_account_unless_its_previous_issuer_is_gone(
     rotations: Rotations,

@@ -92,8 +92,9 @@ def die(rotations: Rotations, point: str, *more: str) -> None:
     "phase", [pytest.param(name, marks=[] if name == "issue, begun" else [pytest.mark.long]) for name in PHASES]
 )
 def test_the_way_back_does_what_its_dry_run_showed(rotations: Rotations, phase: str) -> None:
-    die(rotations, PHASES[phase])
-    settle(rotations)
+    die(rotations, point := PHASES[phase])
+    if GATEWAY in point:
+        settle(rotations)
     dry = rotations.roll_back("--dry-run")
     assert dry.code == 2, dry.stderr
     entries = rotations.require_rolled_back(rotations.roll_back())
