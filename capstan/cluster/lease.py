@@ -178,6 +178,20 @@ class LeaseLock:
             next_command="run the same command again; it goes on from what it observes",
         )
 
+    def confirm(self) -> None:
+        """Read the lease now, and refuse to go on unless it is ours: before a step that changes the cluster.
+
+        Raises:
+            LockHeld: Somebody else holds it. Unreachable: It was not renewed in time. Others: It cannot be read.
+        """
+        try:
+            holder = str(self.cluster.get(LEASES, self.name, NAMESPACE)["spec"].get("holderIdentity") or "nobody")
+        except NotFound:
+            holder = "nobody: it was deleted"
+        if holder != self.identity:
+            self._lost_to = holder
+        self.check()
+
     def release(self) -> None:
         """Stop renewing and give the lease back (as client-go: no holder, no transition)."""
         self._stop.set()

@@ -244,6 +244,15 @@ class RecordStore:
                 continue
         raise self._too_busy()
 
+    def require_lock(self) -> None:
+        """Look whether the lock is still ours: nothing that it protects is changed otherwise.
+
+        Raises:
+            As `LeaseLock.confirm`.
+        """
+        if self.lease is not None:
+            self.lease.confirm()
+
     def _write(self, item: Object | None, record: RotationRecord) -> RotationRecord:
         if self.lease is not None:
             self.lease.check(floor=self._parse(item).fence if item else 0)

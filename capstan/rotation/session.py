@@ -289,7 +289,13 @@ class Rotation:
         return last if last is not None and self.now() - last.taken_at < _RECENT else self.observe()
 
     def acted(self) -> None:
-        """What was observed before is history: a step is about to change something."""
+        """What was observed before is history: a step is about to change something, under every cluster's lock.
+
+        Raises:
+            LockHeld: A lock was taken over. Unreachable: One could not be renewed in time.
+        """
+        for store in self.stores.values():
+            store.require_lock()
         self._last = None
 
     def locate(self) -> Phase:

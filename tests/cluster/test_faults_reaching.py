@@ -14,9 +14,10 @@ from kubernetes import client as kubernetes_client
 from capstan.cluster.client import Cluster
 from capstan.cluster.lease import LeaseLock
 from capstan.cluster.portforward import PodStream
-from capstan.cluster.resources import CONFIG_MAPS, NAMESPACES
+from capstan.cluster.record import RecordStore
+from capstan.cluster.resources import CONFIG_MAPS, LEASES, NAMESPACES
 from capstan.config import ClusterRef, request_timeout, retry_for
-from capstan.errors import Conflict, Denied, InvalidInput, ServerFault, Unreachable
+from capstan.errors import Conflict, Denied, InvalidInput, LockHeld, ServerFault, Unreachable
 from capstan.systems.opening import connect
 from infra.lab.apiserver.certificates import ClusterPki
 
@@ -180,3 +181,30 @@ def test_a_write_that_conflicts_says_to_run_again(running, namespace, faults):
         cluster.replace(CONFIG_MAPS, made)
     assert caught.value.where == f"configmaps {namespace}/a in cluster test"
     assert caught.value.next_command.startswith("run the same command again; it observes first")
+
+
+@pytest.mark.proves("faults", "Lease taken by somebody else", "the next step that would change the cluster is refused")
+def test_a_lock_that_was_taken_over_is_noticed_before_the_next_change(running):
+    cluster = running.connect()
+    lock = LeaseLock(cluster, "taken-over")
+    with lock:
+        store = RecordStore(cluster, "taken-over", lease=lock)
+        store.require_lock()
+        thief = {"spec": {"holderIdentity": "ci-runner-7/4711/c0ffee"}}
+        cluster.patch(LEASES, lock.name, thief, "capstan-system")
+        with pytest.raises(LockHeld, match="no longer holds its lock") as caught:
+            store.require_lock()
+        assert "held by ci-runner-7/4711/c0ffee" in caught.value.observed
+        assert caught.value.next_command.startswith("run the same command again")
+    # Leaving does not give back what is another's.
+    assert cluster.get(LEASES, lock.name, "capstan-system")["spec"]["holderIdentity"] == "ci-runner-7/4711/c0ffee"
+    cluster.delete(LEASES, lock.name, "capstan-system")
+
+
+def test_a_lock_that_was_deleted_is_no_lock(running):
+    cluster = running.connect()
+    with LeaseLock(cluster, "deleted") as lock:
+        cluster.delete(LEASES, lock.name, "capstan-system")
+        with pytest.raises(LockHeld) as caught:
+            RecordStore(cluster, "deleted", lease=lock).require_lock()
+    assert "it was deleted" in caught.value.observed

@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 POINTS = {
     "prepare": "face-forward > begin",
     "trust": "trust > widen-bundle/cluster > begin",
+    "trust, control plane": "trust > restart-control-plane/trust/cluster > begin",
     "trust, restarts": "trust > restart-data-plane/trust/cluster > begin",
     "issue": "issue > switch-issuer/cluster > begin",
     "wait": "issue > gate/distrust > begin",
@@ -41,7 +42,11 @@ MISMATCH = "key mismatch in the issuer's Secret"
 FOREIGN = "foreign issuer in the Secret"
 DAMAGED = "broken PEM in the issuer's Secret"
 STOLEN = "Lease taken by somebody else"
-DID_NOT_END = ("restarts did not end", "shop/storefront", "kubectl get pods -n shop")
+THIEF = "ci-runner-7/4711/c0ffee"
+LOST = ("this rotation no longer holds its lock", f"held by {THIEF}", "run the same command again")
+NOT_ITS_KEY = ("key.pem is not the key of the certificate in crt.pem",)
+OTHER_KEY = tampering.issuer(lambda _: tampering.other_key())
+DID_NOT_END = ("restarts did not end", "deployment/storefront -n shop", "kubectl get pods -n shop")
 PUT_BACK = "put back the roots that the proxies hold"
 
 
@@ -89,8 +94,7 @@ def meet(case: Rotations, met: Met) -> Ran:
 # One rotation for each chain.
 CHAINS = [
     (
-        Met(MISMATCH, "prepare", tampering.issuer(lambda _: tampering.other_key()), 3,
-            ("phase prepare may not be entered", "key.pem is not the key of the certificate in crt.pem")),
+        Met(MISMATCH, "prepare", OTHER_KEY, 3, ("phase prepare may not be entered", *NOT_ITS_KEY)),
         Met(FOREIGN, "prepare", tampering.issuer(lambda _: tampering.foreign_issuer()), 3,
             ("phase prepare may not be entered", "would refuse", "a leaf renewed now")),
         Met(DAMAGED, "prepare", tampering.issuer(lambda held: {"crt.pem": held["crt.pem"][:-60]}), 3,
@@ -99,11 +103,18 @@ CHAINS = [
             ("certificate section does not decode", "configmap linkerd/linkerd-identity-trust-roots", PUT_BACK)),
     ),
     (
-        Met(NEVER_READY, "trust, restarts", tampering.workload("lab.capstan.dev/never-ready", "true"), 3, DID_NOT_END),
+        Met(MISMATCH, "trust, control plane", OTHER_KEY, 3, NOT_ITS_KEY),
+        Met(NEVER_READY, "trust, restarts", tampering.image("registry.invalid/shop/storefront:2"), 3,
+            (*DID_NOT_END, "ImagePull")),
+        Met(STOLEN, "issue", tampering.held_by(THIEF), 1, LOST),
+        Met(MISMATCH, "wait", OTHER_KEY, 3, NOT_ITS_KEY),
         Met(NEVER_READY, "distrust, restarts", tampering.workload("lab.capstan.dev/crash", "true"), 3, DID_NOT_END),
     ),
     (
-        Met(NEVER_READY, "trust, restarts", tampering.image("registry.invalid/shop/storefront:2"), 3, DID_NOT_END),
+        Met(STOLEN, "trust", tampering.held_by(THIEF), 1, LOST),
+        Met(NEVER_READY, "trust, restarts", tampering.workload("lab.capstan.dev/never-ready", "true"), 3, DID_NOT_END),
+        Met(STOLEN, "distrust", tampering.held_by(THIEF), 1, LOST),
+        Met(MISMATCH, "distrust", OTHER_KEY, 3, NOT_ITS_KEY),
     ),
 ]  # fmt: skip
 
