@@ -85,7 +85,7 @@ def _decoded(request: Request) -> JSON:
     if kind != "DeleteOptions":
         raise status.bad_request(f'no kind "{kind}" is registered for version "{version}" in scheme "{_SCHEME}"')
     try:
-        return schema_codec.Decoder().decode(schema.find_struct("meta.k8s.io", "v1", "DeleteOptions"), body)
+        return schema_codec.Decoder().decode(schema.struct("meta/v1.DeleteOptions"), body)
     except schema_codec.DecodeError as error:
         raise status.bad_request(str(error)) from None
 

@@ -64,8 +64,9 @@ def _versions(versions: list[Object]) -> list[Cause]:
         complaints = meta.label_1035(version.get("name") or "")
         if complaints:
             out.append(bad(f"{path}[{number}].name", version.get("name") or "", ",".join(complaints)))
-        if not alike and schemas[number] is not None:
-            out += _schema(schemas[number], f"{path}[{number}].schema.openAPIV3Schema")
+        schema = schemas[number]
+        if not alike and schema is not None:
+            out += _schema(schema, f"{path}[{number}].schema.openAPIV3Schema")
     if len({version.get("name") for version in versions}) != len(versions):
         out.append(bad(path, _internal(versions), "must contain unique version names"))
     if sum(1 for version in versions if version.get("storage")) != 1:
