@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LEAF_SECONDS = 40
+LEAF_SECONDS = int(os.environ.get("CAPSTAN_TEST_LEAF_SECONDS", "30"))  # longer on a machine that others use, too
 SECRET = "/api/v1/namespaces/linkerd/secrets/linkerd-identity-issuer"
 MERGE = "application/merge-patch+json"
 BEFORE_SWITCH = "issue > back-up-issuer/cluster > begin"
@@ -122,10 +123,9 @@ def interrupted(case: Rotations, point: str, *calls: tuple[str, str, Any, str]) 
 def require_put_back(case: Rotations, ran: Ran, issuer: str, *said: str) -> None:
     """The run stopped with one error that says all this, and the Secret holds that issuer again."""
     assert ran.code == REFUSED, (ran.code, ran.stderr[-3000:])
-    for text in said:
-        assert text in ran.stderr, ran.stderr[-3000:]
-    assert f"({issuer[:16]}) was put back" in ran.stderr
-    assert "last written by" in ran.stderr or "secret linkerd/linkerd-identity-issuer" in ran.stderr
+    shown = " ".join(ran.stderr.split())  # lines are wrapped
+    for text in (*said, f"({issuer[:16]}) was put back", "last written by"):
+        assert text in shown, ran.stderr[-3000:]
     assert "PRIVATE KEY" not in ran.stderr
     assert held(case) == issuer
     account = case.home / "evidence" / f"{case.domain}-{case.rotation}.jsonl"

@@ -22,7 +22,7 @@ from capstan.pki.bundle import Bundle
 from capstan.pki.inspect import Certificate
 from capstan.systems.asking import ask_twice, is_gone
 from capstan.systems.known import Known
-from capstan.systems.linkerd.identity import why_apart, written_at
+from capstan.systems.linkerd.identity import why_apart, writer_of, written_at
 from capstan.systems.linkerd.identity_judging import signing_faults
 from capstan.systems.linkerd.layout import (
     ANCHORS,
@@ -232,7 +232,8 @@ def _read_issuer(
     except CapstanError as error:
         troubles.append(str(error))
         return (), ()
-    faults = signing_faults(secret, layout.scheme)
+    writer = writer_of(secret)
+    faults = tuple(f"{fault} ({writer})" if writer else fault for fault in signing_faults(secret, layout.scheme))
     try:
         return Bundle.parse_lenient(decoded(secret, layout.scheme.keys[0]), where).certificates, faults
     except CapstanError as error:
