@@ -122,7 +122,7 @@ def _lost_nodes(cluster: Cluster) -> dict[str, str]:
     found = {}
     for item in items:
         name, conditions = str(item["metadata"]["name"]), (item.get("status") or {}).get("conditions") or []
-        ready = next((condition for condition in conditions if condition.get("type") == "Ready"), {})
+        ready: Object = next((condition for condition in conditions if condition.get("type") == "Ready"), {})
         if ready.get("status", "True") != "True":
             why = ": ".join(str(ready[key]) for key in ("reason", "message") if ready.get(key))
             found[name] = f"its node {name} is not ready ({why}): bring it back, or kubectl delete node {name}"
