@@ -61,9 +61,10 @@ def stderr() -> Console:
 
 
 def _console(file: IO[str]) -> Console:
-    # COLUMNS is honoured by rich; markup is off because names and messages may hold square brackets.
+    # COLUMNS is honoured by rich; markup is off because names and messages may hold square brackets, emoji because
+    # what was read may hold ":x:".
     width = None if file.isatty() or "COLUMNS" in os.environ else _WIDTH
-    return Console(file=file, highlight=False, markup=False, width=width)
+    return Console(file=file, highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_error(error: errors.CapstanError) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import urlencode, urlparse
 import urllib3
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config_untyped
+from yaml import YAMLError  # type: ignore[import-untyped]  # of the official client, which reads with it; no stubs
 
 from capstan.cluster.errors import HANDLED, Call, from_status, translate
 from capstan.cluster.values import Body, Expired, Object
@@ -108,6 +109,14 @@ class Connection:
                 expected="a readable kubeconfig with the wanted context",
                 next_command="kubectl config get-contexts",
             ) from error
+        except _NO_KUBECONFIG as error:
+            raise InvalidInput(
+                "this file is no kubeconfig",
+                where=f"{where}, context {context or '(current)'}",
+                observed=f"{type(error).__name__}: {error}",
+                expected="YAML with clusters, users and contexts",
+                next_command="kubectl config view",
+            ) from None
         return cls(name or context or "cluster", configuration, **options)
 
     @property
@@ -234,6 +243,10 @@ class Connection:
                 next_command=error.next_command,
             )  # fmt: skip
         raise error
+
+
+# What the official client raises on files of another shape: it reads them without looking.
+_NO_KUBECONFIG = (AttributeError, KeyError, TypeError, ValueError, YAMLError)
 
 
 def _is_loopback(url: str) -> bool:

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 import capstan.cli
 from capstan import errors
+from capstan.cli import output
 from capstan.cli.output import Exit, exit_code
 from capstan.evidence import Evidence
 from capstan.evidence.signer import Signer, mint_signing_key
@@ -166,6 +167,11 @@ def test_an_account_that_was_changed_fails_and_prints_no_answer(
     code, out, err = run("evidence", "verify", changed, "-o", "json")
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
+
+
+def test_text_that_was_read_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    output.stdout().print("root:x:0 [bold] :smile:")
+    assert capsys.readouterr().out == "root:x:0 [bold] :smile:\n"
 
 
 def test_help_and_version_are_answers(run: Callable[..., Any]) -> None:

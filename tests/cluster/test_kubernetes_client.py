@@ -164,6 +164,20 @@ def test_a_missing_context_is_an_input_error_that_names_the_command(running):
     assert caught.value.next_command == "kubectl config get-contexts"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"root:x:0:0:root:/root:/bin/bash\n", b"\x7fELF\xd0\x00", b"clusters: 5\n", b"[1, 2]\n", b"{unclosed\n"],
+    ids=["another file", "a binary", "a number for a list", "a list", "broken YAML"],
+)
+def test_a_file_that_is_no_kubeconfig_is_an_input_error_and_no_traceback(tmp_path, content):
+    file = tmp_path / "config"
+    file.write_bytes(content)
+    with pytest.raises(InvalidInput) as caught:
+        Cluster.connect(kubeconfig=file)
+    assert str(file) in (caught.value.where or "")
+    assert caught.value.next_command
+
+
 def test_a_watch_reports_changes_and_ends_by_itself(cluster, namespace):
     start = cluster.list(CONFIG_MAPS, namespace).resource_version
     cluster.create(CONFIG_MAPS, config_map(namespace))
