@@ -365,13 +365,16 @@ def test_an_issuer_that_cannot_sign_contradicts_every_phase(phase):
 WRITTEN = datetime(2026, 11, 22, 5, tzinfo=UTC)
 
 
-def replica_pod(identity: timedelta, proxy: timedelta, *, restarts: tuple[int, int]) -> dict:
+def replica_pod(
+    identity: timedelta, proxy: timedelta, *, restarts: tuple[int, int], born: timedelta = timedelta(days=-1)
+) -> dict:
     def entry(name, began, count):
         running = {"running": {"startedAt": f"{WRITTEN + began:%FT%TZ}"}}
         return {"name": name, "restartCount": count, "state": running}
 
     entries = [entry("identity", identity, restarts[0]), entry("linkerd-proxy", proxy, restarts[1])]
-    return {"metadata": {"name": "x", "namespace": "linkerd"}, "status": {"containerStatuses": entries}}
+    status = {"containerStatuses": entries, "startTime": f"{WRITTEN + born:%FT%TZ}"}
+    return {"metadata": {"name": "x", "namespace": "linkerd"}, "status": status}
 
 
 MINUTE = timedelta(minutes=1)
@@ -385,6 +388,11 @@ MINUTE = timedelta(minutes=1)
         pytest.param(replica_pod(-MINUTE, MINUTE, restarts=(0, 1)), True, id="the proxy alone was started again"),
         pytest.param(replica_pod(MINUTE, -MINUTE, restarts=(1, 0)), True, id="identity alone was started again"),
         pytest.param(replica_pod(-MINUTE, -2 * MINUTE, restarts=(1, 0)), False, id="again, but both before"),
+        pytest.param(
+            replica_pod(60 * MINUTE, MINUTE / 2, restarts=(1, 0), born=MINUTE / 3),
+            False,
+            id="again, in a pod born after",
+        ),
         pytest.param(
             replica_pod(KUBELET_DELAY + MINUTE, KUBELET_DELAY + 2 * MINUTE, restarts=(1, 1)),
             False,

@@ -6,6 +6,7 @@ to every pod born from now on). The injector is proven by a dry-run: a pod as th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cluster.resources import DEPLOYMENTS, PODS, SECRETS
@@ -180,18 +181,27 @@ def _restart(
         IssuerNotTaken, GateRefused: A replica of identity ends at its start; says over what.
         GateTimedOut: The restart did not end in time.
     """
+    began, changed = cluster.clock(), False
     while True:
         left = max(until - cluster.clock(), 1.0)
+        glance = cluster.clock()
         try:
-            return restart_workloads(
+            report = restart_workloads(
                 cluster, [owner], stamp, seconds=min(left, GLANCE), on_progress=on_progress, now=now
             )
         except GateTimedOut:
             if owner.name == IDENTITY and not mend_crashes:
                 replicas = read_replicas(cluster, owner.namespace, now=now)
                 require_no_crash(replicas, f"{owner} in cluster {cluster.name}", owner.namespace)
-            if left <= GLANCE:
+            if left <= GLANCE or cluster.clock() - glance < GLANCE / 2:  # its controller gave up by itself
                 raise
+            changed = True
+            continue
+        if not changed:
+            return report
+        seconds = cluster.clock() - began
+        again = tuple(replace(item, changed=True, seconds=seconds) for item in report.restarted)
+        return RestartReport(again, report.skipped)
 
 
 def _wrong_after_all(

@@ -273,6 +273,9 @@ def why_apart(pod: Object, roots_written: datetime | None) -> str:
         return ""  # one of them has yet to read
     if roots_written is None or max(began, proxy_began) < roots_written:
         return ""
+    born = (pod.get("status") or {}).get("startTime")
+    if born and datetime.fromisoformat(born) > roots_written:
+        return ""  # whatever was started in it, and how often, there was but one text to read
     # A container that is started again reads the mounted text, which may be as old as the kubelet's last look at it.
     if min(began, proxy_began) > roots_written + KUBELET_DELAY:
         return ""
