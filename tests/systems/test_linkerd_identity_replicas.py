@@ -15,10 +15,7 @@ from capstan.systems.base import Status
 from capstan.systems.linkerd.identity import (
     KUBELET_DELAY,
     Replica,
-    Word,
     admin_port,
-    clock_difference,
-    last_word,
     read_replicas,
     why_apart,
     writer_of,
@@ -32,6 +29,7 @@ from capstan.systems.linkerd.identity_judging import (
     signing_faults,
     why_wrong,
 )
+from capstan.systems.linkerd.identity_texts import Word, clock_difference, last_word
 from capstan.systems.linkerd.issuer import require_trusted_by_all
 from capstan.systems.linkerd.layout import Scheme
 from capstan.trust.gates import may_enter

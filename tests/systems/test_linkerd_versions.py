@@ -14,7 +14,7 @@ import pytest
 
 from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS, NAMESPACES
 from capstan.systems.linkerd.identity import admin_port as identity_port
-from capstan.systems.linkerd.identity import certificates_signed, issuer_end
+from capstan.systems.linkerd.identity_texts import certificates_signed, issuer_end
 from capstan.systems.linkerd.layout import CONTROL_PLANE, Scheme, read_layout
 from capstan.systems.linkerd.pods import admin_port, literal_anchors, local_name, proxy_container, role_of
 from capstan.trust.observation import Role

@@ -15,7 +15,8 @@ from capstan.cluster.resources import CONFIG_MAPS, SECRETS
 from capstan.errors import CapstanError, GateRefused, IssuerNotTaken
 from capstan.pki.bundle import Bundle, Reading, lint
 from capstan.pki.keys import PrivateKey
-from capstan.systems.linkerd.identity import CONTAINER, Word, read_replicas, writer_of
+from capstan.systems.linkerd.identity import CONTAINER, read_replicas, writer_of
+from capstan.systems.linkerd.identity_texts import Word
 from capstan.systems.linkerd.layout import IDENTITY, ISSUER, TRUST_ROOTS, TRUST_ROOTS_KEY, Scheme, short
 from capstan.systems.linkerd.secrets import decoded
 
