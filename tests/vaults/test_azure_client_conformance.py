@@ -120,7 +120,7 @@ def test_a_secret_lives_from_set_to_purge_in_every_version_of_the_api(
     deleted = calls.delete("crud")
     assert deleted.name == "crud"
     calls.call("purge_deleted_secret", "crud")
-    with pytest.raises(ResourceNotFoundError):
+    with pytest.raises(ResourceNotFoundError, match="Deleted Secret not found: crud"):
         calls.call("get_deleted_secret", "crud")
 
 

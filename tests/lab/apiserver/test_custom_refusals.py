@@ -40,6 +40,7 @@ def gadgets(http: httpx.Client) -> httpx.Client:
     return http
 
 
+@pytest.mark.proves("api", "refusals", "definitions: structural schemas, conversion, protected groups")
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -94,6 +95,7 @@ def test_a_served_definition_keeps_its_stored_version_and_its_group(gadgets: htt
     assert moved.json()["message"].endswith('is invalid: spec.group: Invalid value: "o.io": field is immutable')
 
 
+@pytest.mark.proves("api", "refusals", "custom resources: kind, version, typed metadata")
 @pytest.mark.parametrize(
     ("body", "code", "words"),
     [

@@ -33,6 +33,7 @@ def _create(http: httpx.Client, name: str, **body: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.proves("api", "refusals", "label selectors: grammar and aggregate errors")
 @pytest.mark.parametrize(
     ("selector", "complaint"),
     [
@@ -64,6 +65,7 @@ def test_a_label_selector_is_read_by_the_real_grammar(http: httpx.Client, select
         assert answer.status_code == 200
 
 
+@pytest.mark.proves("api", "refusals", "field selectors: escapes")
 @pytest.mark.parametrize(
     ("selector", "complaint"),
     [
@@ -95,6 +97,7 @@ def test_an_update_ignores_the_creation_time_and_refuses_a_deletion_time(http: h
     assert _message(refused, 422) == f'ConfigMap "times" is invalid: {words}'
 
 
+@pytest.mark.proves("api", "refusals", "a patch that changes kind, apiVersion or resourceVersion")
 def test_a_patch_cannot_make_another_thing_of_an_object(http: httpx.Client) -> None:
     _create(http, "kind")
     for change, words in (
@@ -124,6 +127,7 @@ def test_a_field_manager_has_printable_characters_only(http: httpx.Client) -> No
     )
 
 
+@pytest.mark.proves("api", "refusals", "malformed and foreign DeleteOptions")
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -157,6 +161,7 @@ def test_owners_given_twice_are_dropped_with_a_warning(http: httpx.Client) -> No
     assert answer.headers["warning"].endswith('duplicate UID(s) observed: u-1"')
 
 
+@pytest.mark.proves("api", "refusals", "server-side apply: YAML errors, doubled keys by line")
 def test_apply_reads_yaml_and_names_keys_given_twice_by_line(http: httpx.Client) -> None:
     path = f"{CONFIG_MAPS}/applied?fieldManager=t"
     head = b"apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: applied\ndata:\n  a: '1'\n  a: '2'\n"
@@ -176,6 +181,7 @@ def test_apply_reads_yaml_and_names_keys_given_twice_by_line(http: httpx.Client)
     )
 
 
+@pytest.mark.proves("api", "refusals", "406 and 400 for Tables and metadata that do not fit")
 @pytest.mark.parametrize(
     ("path", "accept", "code", "words"),
     [
@@ -226,6 +232,7 @@ def _pod_template(**spec: Any) -> dict[str, Any]:
     return {"spec": {"containers": [container], "restartPolicy": "Never", **spec}}
 
 
+@pytest.mark.proves("api", "refusals", "CronJobs, StatefulSets and Services that are wrong")
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
@@ -265,6 +272,7 @@ def test_a_specification_is_refused_for_what_is_wrong_with_it(
     assert message.partition(" is invalid: ")[2] == words
 
 
+@pytest.mark.proves("api", "refusals", "Jobs: selectors and templates")
 def test_a_job_generates_its_own_selector_and_keeps_its_template(http: httpx.Client) -> None:
     jobs = "/apis/batch/v1/namespaces/default/jobs"
     own = {"template": _pod_template(), "selector": {"matchLabels": {"a": "b"}}}
