@@ -35,7 +35,7 @@ def account_for_outage(rotation: Rotation) -> None:
             seen = rotation.recent()
             there = {workload_of(peer) for peer in seen.peers}
             outages = [
-                Outage(name, datetime.fromisoformat(since), ended.get(name, seen.taken_at))
+                Outage(name, _whole(datetime.fromisoformat(since)), _whole(ended.get(name, seen.taken_at)))
                 for name, since in found.workloads.items()
                 if name in there
             ]
@@ -43,3 +43,8 @@ def account_for_outage(rotation: Rotation) -> None:
             told = {"workloads": [each.as_json() for each in lost]}
             rotation.note(OUTAGE, told)
         rotation.outages = tuple(Outage.from_json(each) for each in (told or {"workloads": ()})["workloads"])
+
+
+def _whole(at: datetime) -> datetime:
+    """Certificates end at whole seconds; so do outages."""
+    return at.replace(microsecond=0)

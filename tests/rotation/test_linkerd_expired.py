@@ -29,6 +29,8 @@ ISSUER = "/api/v1/namespaces/linkerd/secrets/linkerd-identity-issuer"
 ROOTS = "/api/v1/namespaces/linkerd/configmaps/linkerd-identity-trust-roots"
 # How long the issuer lives that is written to end: long enough for each leaf to be renewed under it, or to have ended.
 SHORT = timedelta(seconds=14)
+# How long anchors and issuers live that a lab is installed with: longer than it takes to start on a busy machine.
+LIFE = 150
 
 
 def leaf_ends(lab: RunningLab) -> dict[str, datetime]:
@@ -61,7 +63,7 @@ def write_short_lived_issuer(first: Rotations) -> None:
 
 def require_an_outage(lab: RunningLab) -> None:
     """Handshakes fail, all of them, by the prober's count."""
-    wait_for(lambda: everybody_is_down(lab), "every leaf to end", 120.0)
+    wait_for(lambda: everybody_is_down(lab), "every leaf to end", 240.0)
     lab.reset_prober()
     wait_for(lambda: lab.prober()["attempted"] >= 30, "some handshakes", 60.0)
     counts = lab.prober()
@@ -176,11 +178,11 @@ def own_lab(directory: Path, *options: str) -> Iterator[RunningLab]:
 def test_an_anchor_that_has_ended_is_replaced_with_its_issuer_and_trusted_by_nobody_afterwards(
     runner: Runner, tmp_path: Path
 ) -> None:
-    with own_lab(tmp_path / "lab", "--leaf-seconds", "60", "--anchor-seconds", "75") as lab:
+    with own_lab(tmp_path / "lab", "--leaf-seconds", "60", "--anchor-seconds", str(LIFE)) as lab:
         case = Rotations(lab, runner, tmp_path / "home", "anchor")
         case.forget_earlier()
         began = datetime.fromisoformat(lab.call("GET", ROOTS)["metadata"]["creationTimestamp"])
-        time.sleep(max(0.0, (began + timedelta(seconds=78) - datetime.now(UTC)).total_seconds()))
+        time.sleep(max(0.0, (began + timedelta(seconds=LIFE + 3) - datetime.now(UTC)).total_seconds()))
         # 1. The anchor has ended. Leaves that live are accepted on: proxies do not look at an anchor's end.
         lab.reset_prober()
         wait_for(lambda: lab.prober()["attempted"] >= 60, "handshakes", 30.0)
@@ -206,11 +208,11 @@ def test_an_anchor_that_has_ended_is_replaced_with_its_issuer_and_trusted_by_nob
 @pytest.mark.long
 @pytest.mark.proves("faults", "expired anchor", "replaced while leaves still live: nobody waits for them to end")
 def test_an_anchor_that_has_ended_is_replaced_while_leaves_still_live(runner: Runner, tmp_path: Path) -> None:
-    with own_lab(tmp_path / "lab", "--leaf-seconds", "300", "--anchor-seconds", "60") as lab:
+    with own_lab(tmp_path / "lab", "--leaf-seconds", "400", "--anchor-seconds", str(LIFE)) as lab:
         case = Rotations(lab, runner, tmp_path / "home", "anchor")
         case.forget_earlier()
         began = datetime.fromisoformat(lab.call("GET", ROOTS)["metadata"]["creationTimestamp"])
-        time.sleep(max(0.0, (began + timedelta(seconds=62) - datetime.now(UTC)).total_seconds()))
+        time.sleep(max(0.0, (began + timedelta(seconds=LIFE + 2) - datetime.now(UTC)).total_seconds()))
         ran = replace(case)
         require_told(case, ran, down=False)
         assert ran.data["outages"] == []  # each workload was started anew before its leaf had ended
@@ -222,7 +224,9 @@ def test_an_anchor_that_has_ended_is_replaced_while_leaves_still_live(runner: Ru
 def test_the_certificate_of_a_default_install_that_has_ended_is_replaced_by_an_anchor_and_an_issuer(
     runner: Runner, tmp_path: Path
 ) -> None:
-    with own_lab(tmp_path / "lab", "--leaf-seconds", "40", "--default-certificates", "--anchor-seconds", "70") as lab:
+    with own_lab(
+        tmp_path / "lab", "--leaf-seconds", "40", "--default-certificates", "--anchor-seconds", str(LIFE)
+    ) as lab:
         case = Rotations(lab, runner, tmp_path / "home", "default")
         case.forget_earlier()
         require_an_outage(lab)
@@ -260,7 +264,7 @@ DEATHS = (
 def test_killed_at_each_boundary_and_run_again_a_replacement_ends_with_one_new_root(
     runner: Runner, tmp_path: Path
 ) -> None:
-    with own_lab(tmp_path / "lab", "--leaf-seconds", "40", "--issuer-seconds", "60") as lab:
+    with own_lab(tmp_path / "lab", "--leaf-seconds", "40", "--issuer-seconds", str(LIFE)) as lab:
         case = Rotations(lab, runner, tmp_path / "home", "killed")
         case.forget_earlier()
         require_an_outage(lab)
@@ -284,7 +288,7 @@ def test_killed_at_each_boundary_and_run_again_a_replacement_ends_with_one_new_r
 def test_a_rejection_changes_nothing_and_a_rotation_that_was_under_way_makes_room(
     runner: Runner, tmp_path: Path
 ) -> None:
-    with own_lab(tmp_path / "lab", "--leaf-seconds", "40", "--issuer-seconds", "75") as lab:
+    with own_lab(tmp_path / "lab", "--leaf-seconds", "40", "--issuer-seconds", str(LIFE)) as lab:
         ordinary = Rotations(lab, runner, tmp_path / "home", "ordinary")
         ordinary.forget_earlier()
         stopped = ordinary.run(approve="ask")
