@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from tests.rotation.faulty import ISSUER, LEASE, ROOTS
 
@@ -32,10 +32,12 @@ class Tampering:
     Attributes:
         calls: The requests that do it, made from the lab's state at the beginning of the run.
         lift: The requests that undo it, made from the same state.
+        stands: Whether it is still so: a rotation may have put it right by itself, with what there is by now.
     """
 
     calls: Callable[[RunningLab], Calls]
     lift: Callable[[RunningLab], Calls]
+    stands: Callable[[RunningLab], bool] = lambda _lab: True
 
 
 def workload(annotation: str, value: str) -> Tampering:
@@ -88,7 +90,9 @@ def roots(change: Callable[[str], str]) -> Tampering:
     return Tampering(lambda lab: write(change(present(lab))), lambda lab: write(present(lab)))
 
 
-def issuer(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Tampering:
+def issuer(
+    change: Callable[[dict[str, bytes]], dict[str, bytes]], stands: Callable[[RunningLab], bool] = lambda _lab: True
+) -> Tampering:
     """Entries of the issuer's Secret, written over."""
 
     def write(data: dict[str, bytes]) -> Calls:
@@ -97,12 +101,14 @@ def issuer(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Tampering:
     def present(lab: RunningLab) -> dict[str, bytes]:
         return {k: base64.b64decode(v) for k, v in lab.call("GET", ISSUER)["data"].items()}
 
-    return Tampering(lambda lab: write(change(present(lab))), lambda lab: write(present(lab)))
+    return Tampering(lambda lab: write(change(present(lab))), lambda lab: write(present(lab)), stands)
 
 
-def foreign_root() -> str:
-    """A root of nobody here, as PEM without a trailing newline."""
-    return ca("CN=root.of.somebody.else")[0]
+def apart(lab: RunningLab) -> bool:
+    """Whether key and certificate of the issuer's Secret do not belong together."""
+    held = {k: base64.b64decode(v) for k, v in lab.call("GET", ISSUER)["data"].items()}
+    key = load_pem_private_key(held["key.pem"], None).public_key()
+    return x509.load_pem_x509_certificate(held["crt.pem"]).public_key() != key
 
 
 def foreign_issuer() -> dict[str, bytes]:
