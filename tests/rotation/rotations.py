@@ -98,7 +98,7 @@ class Rotations(Judged):
         assert verified.data["finished"] is True
         entries = [json.loads(line) for line in account.read_text().splitlines()]
         approved = [entry["body"]["gate"] for entry in entries if entry["kind"] == "approval"]
-        assert approved == ["trust", "issue", "distrust"]
+        assert approved == ["trust", "issue", "distrust"], entries
         # 5. Nobody lost a connection.
         self.require_no_failure()
 
