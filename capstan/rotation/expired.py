@@ -163,11 +163,13 @@ def require_nothing_expired(
 ) -> None:
     """Refuse an ordinary rotation where something has expired: its gates wait for handshakes that cannot succeed.
 
+    An anchor that has ended beside a good one stops none: the rotation removes both.
+
     Raises:
         GateRefused: Names what has ended, and the command that replaces it.
     """
     found = look(observation, certificates, now)
-    if not found.anything:
+    if not found.down:
         return
     down = [f"{each.workload}: {each.proxies} without a valid identity since {each.since:%F %T}Z"
             for each in found.workloads]  # fmt: skip
@@ -182,7 +184,7 @@ def require_nothing_expired(
 
 def advice(observation: Observation, certificates: Mapping[str, Certificate], now: datetime) -> str:
     """The command for a rotation that is stopped because something has expired meanwhile; empty if nothing has."""
-    return f"{COMMAND} (it takes the place of this rotation)" if look(observation, certificates, now).anything else ""
+    return f"{COMMAND} (it takes the place of this rotation)" if look(observation, certificates, now).down else ""
 
 
 def closed(record: RotationRecord) -> GateRefused:

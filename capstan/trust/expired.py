@@ -81,6 +81,11 @@ class Diagnosis:
         return bool(self.roots or self.issuers or self.workloads)
 
     @property
+    def down(self) -> bool:
+        """Whether anybody is without an identity, or cannot be given the next: a remnant alone hurts nobody."""
+        return bool(self.issuers or self.workloads)
+
+    @property
     def without(self) -> int:
         """Proxies without a valid identity."""
         return sum(each.proxies for each in self.workloads)
