@@ -246,13 +246,21 @@ def _supersede(
     is trusted and lives is used.
 
     Raises:
-        GateRefused: Nothing has expired: they can go on. LockHeld: Another run has claimed one.
+        GateRefused: Nobody is down: they can go on. LockHeld: Another run has claimed one.
     """
     for name, record in unfinished.items():
         require_unclaimed(record, owner, now(), where=stores[name].where, take_over=take_over)
     observation = observe_domain(tuple(systems.values()), now=now)
     certificates = {f: c for system in systems.values() for f, c in system.certificates().items()}
     expired.require_expired(domain, systems, observation, certificates, now())
+    if not expired.look(observation, certificates, now()).down:
+        first = next(iter(unfinished.values()))
+        raise GateRefused(
+            "nobody is down, so the rotation under way goes on and removes what has ended",
+            where=f"trust domain {domain.name}", observed=f"rotation {first.rotation_id}, which is unfinished",
+            expected="a rotation that something expired under",
+            next_command=f"{rotate_command(domain.system, first.kind)} --rotation {first.rotation_id}",
+        )  # fmt: skip
     at = now()
     for name, record in unfinished.items():
         if record.kind != "expired":

@@ -363,6 +363,9 @@ def test_a_rotation_that_something_expired_under_makes_room_and_one_that_can_go_
     kept = store.load()
     assert kept is not None
     assert kept.finished is None
+    with pytest.raises(GateRefused, match="nobody is down") as refused:
+        begin(cluster, domain, REMNANT_SEEN, "expired")
+    assert refused.value.next_command == "capstan rotate --rotation r-1"
     begun, resumed = begin(cluster, domain, DEAD_ISSUER_SEEN, "expired")
     assert (begun.kind, begun.rotation_id, resumed) == ("expired", "2026-11-22-expired", False)
     assert begun.issuers_before == {"east": DEAD_ISSUER}
