@@ -56,23 +56,25 @@ def restart_control_plane(rotation: Rotation, cluster: str, phase: Phase) -> Non
         system, stamp, counting = rotation.systems[cluster], stamp_of(rotation, phase), Counting(rotation)
         seconds = rotation.domain.policy.restart_deadline.total_seconds()
         issuer = rotation.required_target().issuers[cluster].fingerprint
-        if phase is Phase.ISSUE:
-            # No roots change here. The signers alone have to be younger than the switch, in this turn of the rotation.
-            try:
+        try:
+            if phase is Phase.ISSUE:
+                # No roots change here. The signers alone have to be younger than the switch, in this turn of it.
                 report = system.restart_signers(
                     stamp, seconds=seconds, issuer=issuer, afresh=rotation.turned, on_progress=counting
                 )
-            except IssuerNotTaken as error:
-                raise issuer_refused(rotation, cluster, error) from error
-        else:
-            report = system.restart_control_plane(
-                _wanted_roots(rotation, phase),
-                stamp,
-                seconds=seconds,
-                issuer=None if phase is Phase.TRUST else issuer,
-                afresh=rotation.turned,
-                on_progress=counting,
-            )
+            else:
+                report = system.restart_control_plane(
+                    _wanted_roots(rotation, phase),
+                    stamp,
+                    seconds=seconds,
+                    issuer=None if phase is Phase.TRUST else issuer,
+                    afresh=rotation.turned,
+                    on_progress=counting,
+                )
+        except IssuerNotTaken as error:
+            if phase is Phase.TRUST:
+                raise  # nothing was switched yet: there is no issuer that the rotation vouches for
+            raise issuer_refused(rotation, cluster, error) from error
         note_restarts(rotation, cluster, phase, "control plane", report, counting.ended)
 
 

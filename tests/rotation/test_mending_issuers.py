@@ -77,6 +77,10 @@ class Mesh:
             raise self.not_taken
         raise AssertionError("these tests restart nobody")
 
+    def restart_control_plane(self, roots: frozenset[str], stamp: str, **more: object) -> Any:
+        assert roots
+        return self.restart_signers(stamp, **more)
+
 
 @pytest.fixture(scope="module")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
@@ -147,9 +151,10 @@ def test_an_issuer_that_a_replica_skips_gives_way_to_the_one_of_before(rotation:
 
 
 @pytest.mark.proves("identity", "foreign writer", "found before a restart: the rotation's own issuer is put back")
+@pytest.mark.parametrize("phase", [Phase.ISSUE, Phase.DISTRUST], ids=lambda phase: phase.value)
 @pytest.mark.parametrize("how", ["another certificate", "another key"])
 def test_where_somebody_else_wrote_the_rotations_own_issuer_is_put_back(
-    rotation: Rotation, mesh: Mesh, how: str
+    rotation: Rotation, mesh: Mesh, how: str, phase: Phase
 ) -> None:
     wanted = ours(rotation)
     if how == "another certificate":
@@ -157,7 +162,7 @@ def test_where_somebody_else_wrote_the_rotations_own_issuer_is_put_back(
     mesh.faults = (FAULT,)
     mesh.not_taken = IssuerNotTaken("identity would not sign with the issuer it was given", observed=FAULT)
     with pytest.raises(IssuerNotTaken) as stopped:
-        restart_control_plane(rotation, "east", Phase.ISSUE)
+        restart_control_plane(rotation, "east", phase)
     assert mesh.written == [wanted]
     assert f"the rotation's own issuer ({wanted[:16]}) was put back" in stopped.value.observed
     assert "kubectl" in stopped.value.observed
@@ -202,6 +207,15 @@ def test_before_the_switch_nothing_is_vouched_for_and_the_gate_alone_refuses(
     with pytest.raises(GateRefused) as stopped:
         watch_gate(rotation, phase)
     assert f"east: {FAULT}" in stopped.value.observed
+    assert mesh.written == []
+
+
+def test_before_the_switch_a_restart_that_is_refused_puts_nothing_back(rotation: Rotation, mesh: Mesh) -> None:
+    mesh.faults = (FAULT,)
+    mesh.not_taken = IssuerNotTaken("identity would not sign with the issuer it was given", observed=FAULT)
+    with pytest.raises(IssuerNotTaken) as stopped:
+        restart_control_plane(rotation, "east", Phase.TRUST)
+    assert stopped.value.observed == FAULT
     assert mesh.written == []
 
 
