@@ -40,7 +40,7 @@ ROOTS_FILE = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
 # On the pod, it reproduces the watcher that dies without a word (linkerd2 issue 15109): no more reloads. "true", or the
 # name of a node: only there.
 DEAD_WATCHER_ANNOTATION = "lab.capstan.dev/identity-watcher-dead"
-# On the pod: "NODE=SECONDS", by how much the clock of a node is ahead, for identity there.
+# On the pod: "NODE=SECONDS", by how much the clock of a node is ahead, for identity there; "*" is any node.
 CLOCK_ANNOTATION = "lab.capstan.dev/identity-clock"
 WATCH_SECONDS = 0.05
 
@@ -311,7 +311,7 @@ class Identity:
 def clock_ahead(container: Container) -> timedelta:
     """By how much the clock is ahead where this container runs."""
     node, _, seconds = _annotation(container, CLOCK_ANNOTATION).partition("=")
-    return timedelta(seconds=float(seconds)) if node and node == container.node else timedelta()
+    return timedelta(seconds=float(seconds)) if node and node in ("*", container.node) else timedelta()
 
 
 def _annotation(container: Container, name: str) -> str:
