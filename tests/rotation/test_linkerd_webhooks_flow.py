@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.rotation.runner import Ran, Runner
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 KILLS = (
     "prepare > mint > account minted, half-written",
