@@ -67,11 +67,16 @@ class Right:
         part = f" --subresource={subresource}" if subresource else ""
         return f"kubectl auth can-i {self.verb} {what}{part}" + (f" -n {self.namespace}" if self.namespace else " -A")
 
-    def __str__(self) -> str:
+    @property
+    def what(self) -> str:
+        """All but the verb: `secrets linkerd-identity-issuer in namespace linkerd`."""
         named = f" {self.name}" if self.name else ""
         where = f"namespace {self.namespace}" if self.namespace else "the whole cluster"
         kind = f"{self.resource}.{self.group}" if self.group and "/" not in self.resource else self.resource
-        return f"{self.verb} {kind}{named} in {where}"
+        return f"{kind}{named} in {where}"
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.what}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ _CLUSTER: Final = "kubectl apply -k infra/kubernetes/cluster"
 _ISTIO: Final = f"{_CLUSTER} && kubectl apply -k infra/kubernetes/istio"
 _WEBHOOKS: Final = f"{_CLUSTER} && kubectl apply -k infra/kubernetes/linkerd-webhooks"
 RESTART_WORKLOADS: Final[tuple[Kind, ...]] = ("anchor", "issuer", "re-date", "expired")
-SHOWN: Final = 12  # missing rights that an error lists; `capstan check --rbac` lists all
+SHOWN: Final = 12  # objects whose missing rights an error lists; `capstan check --rbac` lists all
 
 
 def shipped(system: System, kind: Kind) -> str:
@@ -197,12 +197,17 @@ def require_rights(cluster: Cluster, system: System, namespace: str, domain: str
     found = rights_in(cluster, wanted)
     missing = found.missing(*purposes)
     if missing:
-        rest = len(missing) - SHOWN
-        named = [f"cannot {need.right} (to {need.why})" for need in missing[:SHOWN]]
+        verbs: dict[tuple[str, str], list[str]] = {}
+        for need in missing:
+            verbs.setdefault((need.right.what, need.why), []).append(need.right.verb)
+        named = [f"cannot {', '.join(found)} {what} (to {why})" for (what, why), found in verbs.items()]
+        if len(named) > SHOWN:
+            rest = sum(map(len, list(verbs.values())[SHOWN:]))
+            named[SHOWN:] = [f"and {rest} more"]
         raise Denied(
             f"{len(missing)} of {len(wanted)} rights that a rotation needs are missing, so none is begun",
             where=f"cluster {cluster.name}, as {found.user or 'whoever the kubeconfig names'}",
-            observed="\n            ".join([*named, *([f"and {rest} more"] if rest > 0 else [])]),
+            observed="\n            ".join(named),
             expected=f"the roles of infra/kubernetes ({shipped(system, kind)}), or others that permit the same",
             next_command="capstan check --rbac lists all that is missing, with the roles that would grant it",
         )
