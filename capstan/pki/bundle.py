@@ -86,7 +86,7 @@ class Bundle:
 
     @classmethod
     def _collect(cls, data: bytes | str, where: str) -> Bundle:
-        certificates = []
+        certificates: list[Certificate] = []
         for block in pem_text.blocks(_bytes(data)):
             if block.label != CERTIFICATE:
                 continue
