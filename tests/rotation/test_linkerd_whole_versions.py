@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.rotation.runner import Runner
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 WHAT = "a whole rotation with two replicas: every proxy holds the new root, no handshake is dropped"
 

@@ -54,6 +54,7 @@ class Port:
                 plain.close()
 
     def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)  # closing alone leaves it listening while its thread is in accept(2)
         self._listening.close()
 
 

@@ -96,6 +96,7 @@ def listen(tmp_path: Path) -> Iterator:
     listeners = type("Listeners", (), {"tls": staticmethod(tls), "plain": staticmethod(plain)})
     yield listeners
     for each in opened:
+        each.listener.shutdown(socket.SHUT_RDWR)  # closing alone leaves it listening while its thread is in accept(2)
         each.listener.close()
 
 
