@@ -124,6 +124,7 @@ def narrow(rotation: Rotation) -> None:
     assert watch_gate(rotation, Phase.DONE).open
 
 
+@pytest.mark.slow
 @pytest.mark.proves("faults", "webhook certificates near their end", "all five turned, no call of the API server fails")
 def test_all_five_are_turned_and_no_call_fails_at_any_step(
     running: Running, servers: WebhookServers, tmp_path: Path
@@ -152,6 +153,7 @@ def test_all_five_are_turned_and_no_call_fails_at_any_step(
     assert calls["failures"] == []
 
 
+@pytest.mark.slow
 def test_a_rotation_that_is_killed_goes_on_and_one_that_is_taken_back_ends_where_it_began(
     running: Running, control_plane: WebhookServers, cluster: Cluster, tmp_path: Path
 ) -> None:
