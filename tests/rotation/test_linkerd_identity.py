@@ -133,6 +133,7 @@ def require_put_back(case: Rotations, ran: Ran, issuer: str, *said: str) -> None
     assert last["body"]["after"][0] == issuer
 
 
+@pytest.mark.long
 @pytest.mark.proves(
     "identity", "lost Events", "a whole rotation with two replicas, none of whose Events is ever written"
 )

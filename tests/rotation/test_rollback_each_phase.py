@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.rotation.rotations import Rotations
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
 
 CONFIG = "PUT /api/v1/namespaces/linkerd/configmaps/linkerd-config, before its commit"
 SECRET = "PUT /api/v1/namespaces/linkerd/secrets/linkerd-identity-issuer, after its commit"
@@ -88,9 +88,7 @@ def die(rotations: Rotations, point: str, *more: str) -> None:
 
 
 @pytest.mark.proves("faults", "roll-back", "from every phase the way back does exactly what its dry run showed")
-@pytest.mark.parametrize(
-    "phase", [pytest.param(name, marks=[] if name == "issue, begun" else [pytest.mark.long]) for name in PHASES]
-)
+@pytest.mark.parametrize("phase", PHASES)
 def test_the_way_back_does_what_its_dry_run_showed(rotations: Rotations, phase: str) -> None:
     die(rotations, point := PHASES[phase])
     if GATEWAY in point:
@@ -103,7 +101,6 @@ def test_the_way_back_does_what_its_dry_run_showed(rotations: Rotations, phase: 
     assert (after.code, after.data["plan"], after.data["outcome"]) == (0, None, "rolled back")
 
 
-@pytest.mark.long
 @pytest.mark.proves("faults", "roll-back", "turned round in every phase, both ways, one rotation comes to its end")
 def test_turned_back_and_forward_again_in_every_phase_one_rotation_comes_to_its_end(rotations: Rotations) -> None:
     forward: tuple[str, ...] = ()

@@ -126,6 +126,7 @@ def new_root() -> pki.KeyPair:
     return pki.mint_root(now=datetime.now(UTC), name="root.linkerd.cluster.local 2")
 
 
+@pytest.mark.long
 def test_continuous_restarts_of_everything_drop_no_handshake(tmp_path: Path) -> None:
     async def script(lab: Lab) -> None:
         assert lab.prober is not None
@@ -143,6 +144,7 @@ def test_continuous_restarts_of_everything_drop_no_handshake(tmp_path: Path) -> 
     run(tmp_path, script, leaf_seconds=120)
 
 
+@pytest.mark.long
 def test_pods_deleted_at_random_drop_no_handshake(tmp_path: Path) -> None:
     async def script(lab: Lab) -> None:
         assert lab.prober is not None
@@ -159,6 +161,7 @@ def test_pods_deleted_at_random_drop_no_handshake(tmp_path: Path) -> None:
     run(tmp_path, script, leaf_seconds=120)
 
 
+@pytest.mark.long
 def test_the_safe_order_turns_the_root_without_a_failed_handshake(tmp_path: Path) -> None:
     """Trust both, restart; sign with the new, let every leaf renew; trust only the new, restart."""
 
