@@ -23,11 +23,15 @@ LEAF_SECONDS = int(os.environ.get("CAPSTAN_TEST_LEAF_SECONDS", "20"))  # longer 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
-    # Half the usual handshakes a second: thousands in all, and the processors are left to the rotations.
-    options = ["--size", "small", "--leaf-seconds", str(LEAF_SECONDS), "--probes-per-second", "30"]
-    running = start_lab(tmp_path_factory.mktemp("lab"), *options, program=("infra.lab",))
+    running = _started(tmp_path_factory)
     yield running
     running.stop()
+
+
+def _started(directories: pytest.TempPathFactory) -> RunningLab:
+    # Half the usual handshakes a second: thousands in all, and the processors are left to the rotations.
+    options = ["--size", "small", "--leaf-seconds", str(LEAF_SECONDS), "--probes-per-second", "30"]
+    return start_lab(directories.mktemp("lab"), *options, program=("infra.lab",))
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +48,20 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture
-def rotations(lab: RunningLab, runner: Runner, tmp_path: Path) -> Iterator[Rotations]:
-    """A rotation of its own on the shared lab: own id, own home, and nothing of an earlier one in the cluster."""
+def rotations(
+    lab: RunningLab, runner: Runner, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rotations]:
+    """A rotation of its own on the shared lab: own id, own home, and nothing of an earlier one in the cluster.
+
+    A case that failed leaves a lab in the middle of a rotation: the next one gets another, and is judged by itself.
+    """
     case = Rotations(lab, runner, tmp_path / "home", f"case-{next(_numbers)}")
-    case.forget_earlier()
+    try:
+        case.forget_earlier()
+    except AssertionError:
+        lab.stop()
+        another = _started(tmp_path_factory)
+        lab.directory, lab.process = another.directory, another.process
+        case.forget_earlier()
     yield case
     lab.clear_faults()
