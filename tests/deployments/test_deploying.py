@@ -84,7 +84,7 @@ def test_a_second_deploy_in_another_process_does_nothing_and_an_edit_in_the_ui_s
     assert (asked.returncode, "this is no terminal" in asked.stderr) == (1, True), asked.stderr
     first = fleet.capstan("deploy", str(fleet.file), "--yes", seed="1")
     assert first.returncode == 0, first.stderr
-    assert "10 to create" in first.stdout
+    assert "14 to create" in first.stdout
     # Sets come in another order under another seed; that must not look like a difference.
     second = fleet.capstan("deploy", str(fleet.file), "-o", "json", seed="2")
     assert (second.returncode, json.loads(second.stdout)["pending"]) == (0, False), second.stdout
@@ -170,6 +170,7 @@ def test_only_what_was_ours_is_pruned_and_nothing_that_has_a_live_run(fleet: Fle
     left = {f"{deployment.entrypoint} {deployment.name}" for deployment in fleet.client.read_deployments()}
     assert left == {
         "flows.linkerd.rotate_trust_anchor prod-eu", "flows.linkerd.rotate_issuer prod-eu",
+        "flows.linkerd_webhooks.rotate_webhooks prod-eu", "flows.linkerd_expired.replace_expired prod-eu",
         "flows.linkerd.roll_back prod-eu", "flows.radar.radar prod-eu", "flows.sweep.sweep fleet",
         "theirs.py:theirs theirs",
     }  # fmt: skip

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.rotation.faulty import FAULTS, PHASES, Faulty
+from tests.support.labs import start_lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.rotation.rotations import Rotations
+    from tests.support.labs import RunningLab
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -28,6 +30,15 @@ SAMPLE = [
     ("distrust", "429"),
 ]
 CHAINS = 3
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
+    """A lab whose leaves outlive a fault: while the API server is away identity reviews no token, and nobody renews."""
+    options = ("--size", "small", "--leaf-seconds", "60", "--probes-per-second", "30")
+    running = start_lab(tmp_path_factory.mktemp("lab"), *options, program=("infra.lab",))
+    yield running
+    running.stop()
 
 
 def chains() -> Iterator[list[tuple[str, str]]]:
