@@ -107,7 +107,10 @@ class Faulty:
             call = ("POST", "/lab/faults", rule)
         ran = self.case.run(call_at={point: [call] for point in POINTS[phase]}, environment=IMPATIENT)
         self.lift(name)
-        assert set(ran.passed) & set(POINTS[phase]), f"{phase} was not come to: {ran.stderr[-2000:]}"
+        passed, later = set(ran.passed), PHASES[PHASES.index(phase) + 1 :]
+        assert passed & set(POINTS[phase]), f"{phase} was not come to: {ran.stderr[-2000:]}"
+        beyond = {point for one in later for point in POINTS[one]} - set(POINTS[phase])
+        assert not passed & beyond, f"{name} did not stop it in {phase}: {ran.stderr[-2000:]}"
         self.require_clear_error(ran, phase, name)
         self.require_nothing_lost()
         return ran

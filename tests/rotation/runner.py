@@ -201,10 +201,31 @@ def as_administrator(
 
     if path.startswith("http://"):
         httpx.request(method, path, json=body, timeout=10.0).raise_for_status()
+        if path.endswith("/outage"):
+            await_silence(kubeconfig)
         return
     with config.new_client_from_config(kubeconfig) as api:
         answer = api.call_api(method, f"{api.configuration.host}{path}", {"Content-Type": content_type}, body)
         assert 200 <= answer.status <= 299, (answer.status, answer.read())
+
+
+def await_silence(kubeconfig: str, seconds: float = 10.0) -> None:
+    """An outage begins a moment after it was ordered: what is written in that moment would meet no fault."""
+    import socket
+    from urllib.parse import urlsplit
+
+    from kubernetes import config
+
+    with config.new_client_from_config(kubeconfig) as api:
+        server = urlsplit(api.configuration.host)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((str(server.hostname), server.port or 443), timeout=1.0).close()
+        except OSError:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the API server still answered {seconds:.0f} s after an outage was ordered")
 
 
 if __name__ == "__main__":
