@@ -40,6 +40,19 @@ def marked(labels=None, annotations=None, **more):
             marked({"helm.toolkit.fluxcd.io/name": "linkerd"}, {"meta.helm.sh/release-name": "linkerd"}),
             Tool.FLUX,
         ),
+        (marked({"app.kubernetes.io/instance": "mesh"}, managedFields=[{"manager": "argocd-controller"}]), Tool.ARGO),
+        (
+            marked(
+                {"app.kubernetes.io/instance": "mesh"}, managedFields=[{"manager": "argocd-application-controller"}]
+            ),
+            Tool.ARGO,
+        ),
+        (marked(ownerReferences=[{"kind": "ExternalSecret", "name": "x", "controller": True}]), Tool.EXTERNAL_SECRETS),
+        (marked({"reconcile.external-secrets.io/managed": "true"}), Tool.EXTERNAL_SECRETS),
+        (marked(ownerReferences=[{"kind": "SealedSecret", "name": "x", "controller": True}]), Tool.SEALED_SECRETS),
+        (marked(ownerReferences=[{"kind": "VaultPKISecret", "name": "x"}]), Tool.VAULT_OPERATOR),
+        (marked(ownerReferences=[{"kind": "MeshInstallation", "name": "x", "controller": True}]), Tool.CONTROLLER),
+        (marked(ownerReferences=[{"kind": "Namespace", "name": "x"}]), Tool.PLAIN),
     ],
 )
 def test_the_tool_that_manages_an_object_is_known_by_its_marks(item, tool):

@@ -231,6 +231,16 @@ def test_an_issuer_of_cert_manager_is_refused_with_its_certificate_and_its_issue
     assert "cmctl renew -n linkerd identity" in caught.value.next_command
 
 
+@pytest.mark.proves("owners", "External Secrets, Sealed Secrets, Vault", "refused; the object that makes it is named")
+@pytest.mark.parametrize("kind", ["ExternalSecret", "SealedSecret", "VaultStaticSecret", "MeshInstallation"])
+def test_what_a_controller_keeps_as_it_wants_it_is_refused_and_its_object_is_named(cluster, namespace, kind):
+    owner = {"apiVersion": "x.example/v1", "kind": kind, "name": "mesh", "uid": "1", "controller": True}
+    install(cluster, namespace, {"ownerReferences": [owner]})
+    said = refused(cluster, namespace)
+    assert f"{kind} {namespace}/mesh makes this object" in said
+    assert committed(said).fingerprints == BOTH.fingerprints
+
+
 @pytest.mark.parametrize("marks", [HELM, ARGO, FLUX_HELM, FLUX_PLAIN, TRUST_MANAGER], ids=str)
 def test_once_the_tool_has_applied_the_change_the_same_command_goes_on(cluster, namespace, marks):
     install(cluster, namespace, marks, roots=BOTH)

@@ -1,13 +1,12 @@
 """Which tool writes an object of Istio's CA, and would undo our write.
 
-Marks: Helm, Argo CD, Flux and cert-manager leave the same ones on every object (`capstan.systems.linkerd.layout`
-knows them for Linkerd's); the others named here are the usual makers of a `cacerts` Secret.
+The marks are those that each tool leaves on every object (`capstan.systems.linkerd.layout` knows them).
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from capstan.errors import OwnedElsewhere
 from capstan.systems.linkerd.layout import Tool as CommonTool
@@ -32,6 +31,7 @@ class Tool(StrEnum):
     SEALED_SECRETS = "sealed-secrets"
     SECRETS_STORE = "secrets-store csi driver"
     VAULT_OPERATOR = "vault secrets operator"
+    CONTROLLER = "a controller"
 
     @property
     def reverts(self) -> bool:
@@ -39,32 +39,8 @@ class Tool(StrEnum):
         return self is not Tool.PLAIN
 
 
-_BY_OWNER_KIND: Final = {
-    "ExternalSecret": Tool.EXTERNAL_SECRETS,
-    "SealedSecret": Tool.SEALED_SECRETS,
-    "VaultStaticSecret": Tool.VAULT_OPERATOR,
-    "VaultPKISecret": Tool.VAULT_OPERATOR,
-    "Certificate": Tool.CERT_MANAGER,
-}
-_BY_LABEL: Final = {
-    "reconcile.external-secrets.io/managed": Tool.EXTERNAL_SECRETS,
-    "reconcile.external-secrets.io/created-by": Tool.EXTERNAL_SECRETS,
-    "secrets-store.csi.k8s.io/managed": Tool.SECRETS_STORE,
-    "secrets.hashicorp.com/vso-ownerRefUID": Tool.VAULT_OPERATOR,
-}
-
-
 def owner_of(item: Object) -> Tool:
     """Which tool manages this object, by the marks it leaves on what it makes."""
-    metadata: dict[str, Any] = item["metadata"]
-    labels = metadata.get("labels") or {}
-    for label, tool in _BY_LABEL.items():
-        if label in labels:
-            return tool
-    for reference in metadata.get("ownerReferences") or []:
-        tool = _BY_OWNER_KIND.get(str(reference.get("kind")), Tool.PLAIN)
-        if tool.reverts:
-            return tool
     common = common_owner(item)
     return Tool(common.value) if common.reverts and common is not CommonTool.CLI else Tool.PLAIN
 

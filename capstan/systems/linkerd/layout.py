@@ -70,11 +70,39 @@ class Tool(StrEnum):
     FLUX = "flux"
     TRUST_MANAGER = "trust-manager"
     CERT_MANAGER = "cert-manager"
+    EXTERNAL_SECRETS = "external-secrets"
+    SEALED_SECRETS = "sealed-secrets"
+    SECRETS_STORE = "secrets-store csi driver"
+    VAULT_OPERATOR = "vault secrets operator"
+    CONTROLLER = "a controller"
+    """One that is not known here: its ownerReference says that it keeps the object as it wants it."""
 
     @property
     def reverts(self) -> bool:
         """Whether it undoes a direct write: at once, at its next sync, or (Helm) at the next upgrade."""
         return self not in (Tool.PLAIN, Tool.CLI)
+
+
+_BY_OWNER_KIND: Final = {
+    "Bundle": Tool.TRUST_MANAGER,
+    "ClusterBundle": Tool.TRUST_MANAGER,
+    "Certificate": Tool.CERT_MANAGER,
+    "ExternalSecret": Tool.EXTERNAL_SECRETS,
+    "SealedSecret": Tool.SEALED_SECRETS,
+    "VaultStaticSecret": Tool.VAULT_OPERATOR,
+    "VaultDynamicSecret": Tool.VAULT_OPERATOR,
+    "VaultPKISecret": Tool.VAULT_OPERATOR,
+}
+_BY_LABEL: Final = {
+    "trust.cert-manager.io/bundle": Tool.TRUST_MANAGER,
+    "trust-manager.io/bundle": Tool.TRUST_MANAGER,
+    "reconcile.external-secrets.io/managed": Tool.EXTERNAL_SECRETS,
+    "reconcile.external-secrets.io/created-by": Tool.EXTERNAL_SECRETS,
+    "secrets-store.csi.k8s.io/managed": Tool.SECRETS_STORE,
+    "secrets.hashicorp.com/vso-ownerRefUID": Tool.VAULT_OPERATOR,
+}
+_ARGO_MANAGERS: Final = frozenset({"argocd-controller", "argocd-application-controller"})
+"""Argo CD's field manager since it names one, and before, when it was the name of its program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +195,19 @@ def owner_of(item: Object, *, cli_install: bool = False) -> Tool:
     metadata = item["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     managers = {str(entry.get("manager", "")) for entry in metadata.get("managedFields") or []}
-    owners = {str(reference.get("kind")) for reference in metadata.get("ownerReferences") or []}
-    if (
-        {"trust.cert-manager.io/bundle", "trust-manager.io/bundle"} & set(labels)
-        or {"Bundle", "ClusterBundle"} & owners
-        or "trust-manager" in managers
-    ):
+    for label, tool in _BY_LABEL.items():
+        if label in labels:
+            return tool
+    references = metadata.get("ownerReferences") or []
+    for reference in references:
+        if tool_found := _BY_OWNER_KIND.get(str(reference.get("kind"))):
+            return tool_found
+    if "trust-manager" in managers:
         return Tool.TRUST_MANAGER
-    if "cert-manager.io/certificate-name" in annotations or "Certificate" in owners:
+    if "cert-manager.io/certificate-name" in annotations:
         return Tool.CERT_MANAGER
+    if any(reference.get("controller") for reference in references):
+        return Tool.CONTROLLER
     if "argocd.argoproj.io/tracking-id" in annotations or "argocd.argoproj.io/instance" in labels:
         return Tool.ARGO
     if {"helm.toolkit.fluxcd.io/name", "kustomize.toolkit.fluxcd.io/name"} & set(labels):
@@ -183,7 +215,7 @@ def owner_of(item: Object, *, cli_install: bool = False) -> Tool:
     if "meta.helm.sh/release-name" in annotations:
         return Tool.HELM
     # Argo CD's older way of tracking; other tools set this label too, but theirs is named "Linkerd", not an app
-    if labels.get("app.kubernetes.io/instance") and "argocd-controller" in managers:
+    if labels.get("app.kubernetes.io/instance") and _ARGO_MANAGERS & managers:
         return Tool.ARGO
     return Tool.CLI if cli_install else Tool.PLAIN
 

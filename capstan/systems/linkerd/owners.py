@@ -246,6 +246,19 @@ def _cert_manager(_cluster: Cluster, item: Object) -> str:
     )
 
 
+def _controller(_cluster: Cluster, item: Object) -> str:
+    """The object that an ownerReference names: the controller's, else the first."""
+    metadata = item["metadata"]
+    references = metadata.get("ownerReferences") or []
+    owner = next((each for each in references if each.get("controller")), references[0] if references else None)
+    if owner is None:
+        return "commit the change where this tool takes the object from"
+    return (
+        f"{owner.get('kind', '')} {metadata.get('namespace', '')}/{owner.get('name', '')} makes this object: put the"
+        " change where that reads from"
+    )
+
+
 def _revision(secret: Object) -> int:
     text = str((secret["metadata"].get("labels") or {}).get("version", ""))
     return int(text) if text.isdecimal() else 0
@@ -257,6 +270,11 @@ _SOURCES: Final[dict[Tool, Callable[[Cluster, Object], str]]] = {
     Tool.FLUX: _flux,
     Tool.TRUST_MANAGER: _trust_manager,
     Tool.CERT_MANAGER: _cert_manager,
+    Tool.EXTERNAL_SECRETS: _controller,
+    Tool.SEALED_SECRETS: _controller,
+    Tool.SECRETS_STORE: _controller,
+    Tool.VAULT_OPERATOR: _controller,
+    Tool.CONTROLLER: _controller,
 }
 
 
