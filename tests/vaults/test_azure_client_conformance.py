@@ -168,9 +168,11 @@ def test_a_list_of_versions_gives_every_one_with_its_attributes(calls: Calls) ->
     assert {item.id: attributes(item) for page in pages for item in page} == made
 
 
-def test_versions_of_a_name_that_is_not_there_are_not_found(calls: Calls) -> None:
-    with pytest.raises(ResourceNotFoundError):
-        calls.listed("list_properties_of_secret_versions", "nobody")
+def test_a_name_that_is_not_there_or_no_longer_has_no_versions_and_that_is_no_error(calls: Calls) -> None:
+    assert calls.listed("list_properties_of_secret_versions", "nobody") == []
+    calls.call("set_secret", "gone", "value")
+    calls.delete("gone")
+    assert calls.listed("list_properties_of_secret_versions", "gone") == []
 
 
 def test_deleted_secrets_are_listed_with_the_times_of_their_deletion_and_nothing_else_is(calls: Calls) -> None:

@@ -155,11 +155,8 @@ class Api:
             case "list":
                 return self._page("/secrets", query, [self._item(s, s.latest, "") for s in store.all()])
             case "versions":
-                secret, _ = store.find(name, "")
-                # By id, not by age: the service promises no order.
-                versions = sorted(secret.versions, key=lambda version: version.id)
-                items = [self._item(secret, version, version.id) for version in versions]
-                return self._page(f"/secrets/{quote(secret.name)}/versions", query, items)
+                items = [self._item(secret, version, version.id) for secret, version in store.versions(name)]
+                return self._page(f"/secrets/{quote(name)}/versions", query, items)
             case "delete":
                 return self._deleted(store.delete(name)) | {"value": None}
             case "get-deleted":
