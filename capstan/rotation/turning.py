@@ -286,13 +286,16 @@ def _closed(why: str, *, where: str, observed: str, expected: str) -> GateRefuse
 
 
 def _settled(rotation: Rotation) -> RotationRecord:
-    """The record, after a turn that died between two clusters was written into all of them."""
+    """The record, after a turn or an end that died between two clusters was written into all of them.
+
+    An end that stood in one cluster only would keep the rotation from going on, and every later one from beginning.
+    """
     first = rotation.record()
     records = [(store, record) for store in rotation.stores.values() if (record := store.load()) is not None]
-    last = max((record for _, record in records), key=lambda record: record.turn)
+    last = max((record for _, record in records), key=lambda record: (record.turn, record.finished is not None))
     fields = ("direction", "turn", "asked", "deadlines", "finished", "outcome", "notes", "claim")
     for store, record in records:
-        if record.turn != last.turn:
+        if (record.turn, record.finished) != (last.turn, last.finished):
             store.update(lambda behind: behind.model_copy(update={name: getattr(last, name) for name in fields}))
     rotation.turn = last.turn
     if first.turn != last.turn:

@@ -177,6 +177,41 @@ def test_a_rotation_that_was_rolled_back_is_over(turning: Turning) -> None:
     assert [(record.turn, bool(record.finished)) for record in turning.records()] == [(2, True)] * 2
 
 
+@pytest.mark.parametrize("first", ["east", "west"])
+def test_an_end_that_was_written_into_one_cluster_only_is_written_into_the_others(turning: Turning, first: str) -> None:
+    rotation = turning.opened()
+    back(rotation)
+    rotation.stores = {first: turning.stores[first]}
+    finish(rotation)  # killed before the other cluster's record was closed
+    assert len({bool(record.finished) for record in turning.records()}) == 2
+    recall(turning.opened())
+    assert {record.outcome for record in turning.records()} == {"rolled back"}
+    assert {record.finished for record in turning.records()} == {NOW}
+
+
+def test_a_rolled_back_rotation_that_ended_in_one_cluster_only_keeps_no_other_from_beginning(turning: Turning) -> None:
+    rotation = turning.opened()
+    back(rotation)
+    rotation.stores = {"east": turning.stores["east"]}
+    finish(rotation)
+    with pytest.raises(InvalidInput, match="was rolled back and is over"):
+        face_forward(turning.opened())
+    assert all(record.finished for record in turning.records())
+
+
+def test_a_finished_one_that_was_turned_in_one_cluster_only_goes_on_in_both(turning: Turning) -> None:
+    rotation = turning.opened()
+    rotation.evidence.finish("completed")
+    ended = {"finished": NOW, "outcome": "completed"}
+    noted = {"evidence-head": rotation.evidence.head}
+    rotation.remember(lambda record: record.model_copy(update={**ended, "notes": record.notes | noted}))
+    half = turning.opened("west")
+    recall(half)
+    turn_back(half, RUN)
+    recall(turning.opened())
+    assert {(record.turn, record.finished, record.claim) for record in turning.records()} == {(2, None, RUN)}
+
+
 def test_a_rejection_knows_the_run_it_came_in(turning: Turning) -> None:
     rotation = turning.opened()
     recall(rotation)
