@@ -19,8 +19,8 @@ from capstan.pki.inspect import Certificate
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_leaf, mint_root
 from capstan.systems.base import IssuerMaterial, Status, Verdict
 from capstan.systems.linkerd import Linkerd, Tool
-from capstan.systems.linkerd.control_plane import await_injector
 from capstan.systems.linkerd.data_plane import why_restart_is_useless
+from capstan.systems.linkerd.rehearsal import await_injector
 from capstan.systems.linkerd.values import get_value, set_value
 from capstan.trust.observation import Owner, Role
 

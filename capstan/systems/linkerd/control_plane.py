@@ -7,17 +7,16 @@ to every pod born from now on). The injector is proven by a dry-run: a pod as th
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from capstan.cluster.resources import DEPLOYMENTS, PODS, SECRETS
+from capstan.cluster.resources import DEPLOYMENTS, SECRETS
 from capstan.cluster.restart import STAMP, Restarted, RestartReport, restart_workloads
-from capstan.errors import CapstanError, GateTimedOut, Retryable
-from capstan.pki.bundle import Bundle
+from capstan.errors import GateTimedOut
 from capstan.systems.linkerd.identity import read_replicas, written_at
 from capstan.systems.linkerd.identity_judging import hear, require_no_crash, require_readable, why_wrong
-from capstan.systems.linkerd.layout import COMPONENT_LABEL, CONTROL_PLANE, IDENTITY, ISSUER, MESH_LABEL, short
+from capstan.systems.linkerd.layout import COMPONENT_LABEL, CONTROL_PLANE, IDENTITY, ISSUER, short
 from capstan.systems.linkerd.observe import View, observe
-from capstan.systems.linkerd.pods import literal_anchors, proxy_container
+from capstan.systems.linkerd.rehearsal import await_injector
 from capstan.trust.observation import Fingerprint, Owner
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 GLANCE: Final = 20.0  # seconds of a restart between two looks at whether it can still succeed
 ROUNDS: Final = 3  # restarts of one component: a pod may be born before its kubelet has the new ConfigMap
 POLL: Final = 1.0
-DRY_RUNS: Final = 3
 
 
 def restart_control_plane(
@@ -272,85 +270,3 @@ def why_stale(peer: Peer, roots: frozenset[Fingerprint], issuer: Fingerprint | N
 
 def _expected(roots: frozenset[Fingerprint], issuer: Fingerprint | None) -> str:
     return f"roots {short(roots)}" + (f" and leaves of issuer {issuer[:8]}" if issuer else "")
-
-
-def await_injector(cluster: Cluster, namespace: str, roots: frozenset[Fingerprint], *, until: float) -> None:
-    """Wait until pods born now get these roots, by letting the API server rehearse a birth (dry-run) several times.
-
-    The injector's replicas read the roots from a mounted file, each as late as its kubelet; so as many answers in a row
-    as there can be replicas must be right.
-
-    Raises:
-        GateTimedOut: They still get others, or none.
-    """
-    meshed = [
-        pod
-        for pod in cluster.list(PODS, label_selector=f"{MESH_LABEL}={namespace}", metadata_only=True).items
-        if "deletionTimestamp" not in pod["metadata"]
-    ]
-    namespaces = sorted({str(pod["metadata"]["namespace"]) for pod in meshed} - {namespace})
-    if not namespaces:
-        return  # nothing is meshed yet: there is nothing to be born wrong
-    components = [(pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL) for pod in meshed]
-    replicas = components.count("proxy-injector")
-    needed = max(DRY_RUNS, 2 * replicas)
-    problem = ""
-    right = 0
-    while right < needed:
-        problem = _rehearse(cluster, namespaces[right % len(namespaces)], roots)
-        if not problem:
-            right += 1
-            continue
-        right = 0
-        if cluster.clock() >= until:
-            raise GateTimedOut(
-                "pods born now would not get the wanted roots", stragglers=("proxy-injector",),
-                where=f"proxy-injector of cluster {cluster.name}", observed=problem, expected=f"roots {short(roots)}",
-                next_command=f"kubectl logs -n {namespace} deploy/linkerd-proxy-injector proxy-injector",
-            )  # fmt: skip
-        cluster.sleep(POLL)
-
-
-def _rehearse(cluster: Cluster, namespace: str, roots: frozenset[Fingerprint]) -> str:
-    """Why a pod born now in this namespace would be wrong; empty if it would be right."""
-    try:
-        born = cluster.create(PODS, _rehearsal_pod(namespace), dry_run=True)
-    except Retryable as error:
-        return f"{error.what}: {error.observed}"
-    container = proxy_container(born["spec"])
-    if container is None:
-        return f"in namespace {namespace}: no linkerd-proxy was injected"
-    text = literal_anchors(container)
-    if text is None:
-        return f"in namespace {namespace}: the injected proxy has no roots written in"
-    try:
-        found = Bundle.parse_lenient(text, f"dry-run pod in namespace {namespace}").fingerprints
-    except CapstanError as error:
-        return error.what
-    return "" if found == roots else f"in namespace {namespace}: roots {short(found)}"
-
-
-def _rehearsal_pod(namespace: str) -> Object:
-    """A pod that even a namespace of the `restricted` Pod Security Standard admits (before injection)."""
-    security: dict[str, Any] = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "runAsNonRoot": True,
-        "runAsUser": 65534,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "generateName": "capstan-rehearsal-",
-            "namespace": namespace,
-            "annotations": {"linkerd.io/inject": "enabled"},
-        },
-        "spec": {
-            "containers": [
-                {"name": "rehearsal", "image": "capstan.invalid/never-started:1", "securityContext": security}
-            ],
-            "restartPolicy": "Always",
-        },
-    }

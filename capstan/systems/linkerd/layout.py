@@ -41,6 +41,7 @@ LOCAL_NAME_ENV: Final = "LINKERD2_PROXY_IDENTITY_LOCAL_NAME"
 MESH_LABEL: Final = "linkerd.io/control-plane-ns"
 COMPONENT_LABEL: Final = "linkerd.io/control-plane-component"
 PROXY: Final = "linkerd-proxy"
+INIT: Final = "linkerd-init"
 ADMIN_PORT_NAME: Final = "linkerd-admin"
 ADMIN_PORT: Final = 4191
 

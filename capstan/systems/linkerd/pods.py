@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INJECT: Final = "linkerd.io/inject"
 INJECTED: Final = ("enabled", "ingress")
+NOT_INJECTED: Final = "disabled"
 ADMISSION_LABEL: Final = "config.linkerd.io/admission-webhooks"
 _REFERENCE: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 
@@ -65,7 +66,8 @@ def why_not_injected(template: Object, namespace: Object) -> str:
     """Why a pod born of this template now would have no proxy; empty if nothing speaks against it.
 
     The rules of the injector (linkerd2, pkg/inject/report.go) and of its webhook's namespaceSelector: the pod's own
-    annotation decides, else its namespace's; pods on the host's network are left alone.
+    annotation decides, else its namespace's, an empty one counts for nothing, and a value that Linkerd does not know
+    forbids it in either place; pods on the host's network are left alone.
 
     Args:
         template: A pod template: metadata and spec.
@@ -77,13 +79,15 @@ def why_not_injected(template: Object, namespace: Object) -> str:
     if (template.get("spec") or {}).get("hostNetwork"):
         return "its template is on the host's network"
     own = ((template.get("metadata") or {}).get("annotations") or {}).get(INJECT)
-    wanted = own if own is not None else (metadata.get("annotations") or {}).get(INJECT)
-    if wanted in INJECTED:
+    theirs = (metadata.get("annotations") or {}).get(INJECT)
+    for place, value in (("its namespace", theirs), ("its template", own)):
+        if value and value not in (*INJECTED, NOT_INJECTED):
+            return f"{place} has the annotation {INJECT}: {value}, which Linkerd does not know"
+    if (own or theirs) in INJECTED:
         return ""
-    place = "its template" if own is not None else "its namespace"
-    if wanted is None:
+    if not own and not theirs:
         return f"neither its template nor its namespace has the annotation {INJECT}"
-    return f"{place} has the annotation {INJECT}: {wanted}"
+    return f"{'its template' if own else 'its namespace'} has the annotation {INJECT}: {own or theirs}"
 
 
 def admin_port(container: Object) -> int:
