@@ -1,8 +1,8 @@
 """The lock: one rotation per trust domain and cluster, whatever started it.
 
 A coordination.k8s.io Lease as client-go's leader election keeps it. Expiry is not believed from a timestamp alone (the
-holder's clock may be wrong): a lease that looks expired is taken over only after it has been seen not to change for a
-while, unless its holder was a process of this machine that is provably gone.
+holder's clock may be wrong): a lease that looks expired is taken over only after it has been seen not to change for as
+long as it lasts, unless its holder was a process of this machine that is provably gone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from capstan.cluster.record import NAMESPACE, ensure_namespace, record_name
+from capstan.cluster.record import NAMESPACE, RecordStore, ensure_namespace, record_name
 from capstan.cluster.resources import LEASES
-from capstan.errors import CapstanError, Conflict, LockHeld, NotFound, Retryable, Unreachable
+from capstan.errors import CapstanError, Conflict, LockHeld, NotFound, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +91,7 @@ class LeaseLock:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.cluster = cluster
+        self.domain = domain
         self.name = record_name(domain)
         self.duration = duration
         self.identity = identity or holder_identity()
@@ -129,7 +130,6 @@ class LeaseLock:
         ensure_namespace(self.cluster)
         until, conflicts = self.cluster.clock() + wait, 0
         while True:
-            began = self.cluster.clock()
             try:
                 taken = self._try()
             except Conflict:  # somebody wrote in between: look again
@@ -143,7 +143,7 @@ class LeaseLock:
                     raise
                 self.cluster.sleep(min(self.duration / 3, 2.0))
                 continue
-            self._note(taken, began)
+            self._note(taken)
             self._stop.clear()
             self._thread = threading.Thread(target=self._keep, name=f"lease {self.name}", daemon=True)
             self._thread.start()
@@ -216,7 +216,9 @@ class LeaseLock:
         try:
             item = self.cluster.get(LEASES, self.name, NAMESPACE)
         except NotFound:
-            return self.cluster.create(LEASES, self._body())
+            body = self._body()
+            self._renewed = self.cluster.clock()
+            return self.cluster.create(LEASES, body)
         spec = item.setdefault("spec", {})
         holder = str(spec.get("holderIdentity") or "")
         if holder == self.identity or not holder:
@@ -227,7 +229,8 @@ class LeaseLock:
         if not self._expired(spec):
             raise self._held_by(spec)
         _log.warning("%s looks expired (holder %s); watching whether it still changes", self.where, holder)
-        self.cluster.sleep(float(spec.get("leaseDurationSeconds") or self.duration) / 2)
+        # As long as its holder may believe in it: one of its renewals may have been lost (client-go waits alike).
+        self.cluster.sleep(float(spec.get("leaseDurationSeconds") or self.duration))
         again = self.cluster.get(LEASES, self.name, NAMESPACE)
         if again["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
             raise self._held_by(again["spec"])
@@ -243,9 +246,15 @@ class LeaseLock:
             renewTime=self._stamp(),
             leaseTransitions=int(spec.get("leaseTransitions") or 0) + transition,
         )
+        self._renewed = self.cluster.clock()  # before the request: never later than the server's own idea of it
         return self.cluster.replace(LEASES, item)
 
     def _body(self) -> Object:
+        """A lease where there is none: nobody had it yet, or somebody has deleted it to be rid of a holder.
+
+        What is written under it must not look older than what the last holder wrote.
+        """
+        record = RecordStore(self.cluster, self.domain).load()
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -259,14 +268,13 @@ class LeaseLock:
                 "leaseDurationSeconds": max(1, round(self.duration)),
                 "acquireTime": self._stamp(),
                 "renewTime": self._stamp(),
-                "leaseTransitions": 1,
+                "leaseTransitions": 1 + (record.fence if record else 0),
             },
         }
 
-    def _note(self, item: Object, began: float) -> None:
+    def _note(self, item: Object) -> None:
         self._held = True
         self._lost_to = ""
-        self._renewed = began  # from before the request: never later than the server's own idea of it
         self.transitions = int(item["spec"].get("leaseTransitions") or 0)
 
     def _keep(self) -> None:
@@ -286,8 +294,6 @@ class LeaseLock:
                 self._lost_to = "nobody: it was deleted"
                 _log.error("lost %s: it was deleted", self.where)  # no traceback: nothing is broken
                 return
-            except Retryable as error:
-                _log.warning("could not renew %s: %s", self.where, error.observed)
             except CapstanError as error:
                 _log.warning("could not renew %s: %s", self.where, error.observed)
 

@@ -241,6 +241,49 @@ def test_the_record_carries_the_number_of_the_lease_it_was_written_under(cluster
     assert after.fence == 2
 
 
+def test_a_lease_that_was_deleted_by_hand_locks_nobody_out_of_the_record(cluster, domain):
+    for _ in range(4):
+        with LeaseLock(cluster, domain) as lease:
+            store = RecordStore(cluster, domain, lease=lease)
+            if not store.load():
+                store.begin(new_record(domain))
+            store.update(lambda record: record.logged(NOW, "step", "taken"))
+    assert store.load().fence == 4
+    cluster.delete(LEASES, record_name(domain), NAMESPACE)
+    with LeaseLock(cluster, domain) as lease:
+        store = RecordStore(cluster, domain, lease=lease)
+        assert store.update(lambda record: record.model_copy(update={"new": "ff"})).fence == 5
+
+
+def test_a_lease_is_taken_only_after_as_long_as_its_holder_may_believe_in_it(cluster, domain):
+    # Renewed every third of its duration, it may miss one renewal and still be the holder's.
+    past = LeaseLock(cluster, domain, identity="gone/1/x", now=lambda: datetime.now(UTC) - timedelta(hours=1))
+    past.acquire()
+    past._stop.set()
+    slept = []
+    cluster.sleep = slept.append
+    with LeaseLock(cluster, domain, identity="ada/2/y") as taker:
+        assert sum(slept) >= past.duration
+        taker.check()
+
+
+def test_watching_anothers_long_lease_takes_nothing_from_ones_own(cluster, domain):
+    passed = [0.0]
+    long = LeaseLock(
+        cluster, domain, identity="gone/1/x", duration=300, now=lambda: datetime.now(UTC) - timedelta(hours=1)
+    )
+    long.acquire()
+    long._stop.set()
+    cluster.clock = lambda: passed[0]
+
+    def sleep(seconds):
+        passed[0] += seconds
+
+    cluster.sleep = sleep
+    with LeaseLock(cluster, domain, identity="ada/2/y") as taker:
+        taker.check()
+
+
 def test_an_event_tells_the_story_and_one_that_cannot_be_written_stops_nothing(running, cluster, domain, faults):
     RecordStore(cluster, domain).begin(new_record(domain))
     assert emit(cluster, domain, "BundleWidened", "two roots")
