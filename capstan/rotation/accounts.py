@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from capstan.evidence import Continues, Evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
     from pathlib import Path
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from capstan.evidence import Signer
 
 # Names of notes in the rotation record.
-EVIDENCE_HEAD: Final = "evidence-head"  # SHA-256 of the account's last line, as of the last phase left
+EVIDENCE_HEAD: Final = "evidence-head"  # SHA-256 of the account's last line, as of the last phase left or its begin
 _PART: Final = "evidence-part"  # number of the account that is being written; absent means 1
 _BEFORE: Final = "evidence-before"  # head of the account before it
 _BROKE_OFF: Final = "evidence-before-broke-off"  # present where that account is not complete
@@ -55,13 +55,21 @@ def reopened(record: RotationRecord) -> dict[str, str]:
     return {k: v for k, v in _further(record).items() if k != _BROKE_OFF}
 
 
+def begun(notes: Mapping[str, str], head: str) -> dict[str, str]:
+    """The notes of a record whose further account was just begun: from now on that one is known of."""
+    unknown = _BEFORE in notes and notes.get(EVIDENCE_HEAD) == notes[_BEFORE]
+    return {**notes, EVIDENCE_HEAD: head} if unknown else dict(notes)
+
+
 def moved(domain: TrustDomain, record: RotationRecord) -> dict[str, str] | None:
     """The notes of an unfinished record with which it goes on here; None where its account is here already.
 
-    An account that no phase has been left with is not known of: then there is none to go on from.
+    An account that the record does not know the head of is not known of: then there is none to go on from, and it is
+    begun here.
     """
     here = account_path(domain, record.rotation_id, _part(record)).exists()
-    if here or record.finished is not None or EVIDENCE_HEAD not in record.notes:
+    head = record.notes.get(EVIDENCE_HEAD)
+    if here or record.finished is not None or head is None or head == record.notes.get(_BEFORE):
         return None
     return {**_further(record), _BROKE_OFF: "yes"}
 

@@ -17,7 +17,7 @@ from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
 from capstan.rotation import expired, hooks
-from capstan.rotation.accounts import EVIDENCE_HEAD, moved, open_account
+from capstan.rotation.accounts import EVIDENCE_HEAD, begun, moved, open_account
 from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
 from capstan.rotation.material import tags_of
 from capstan.rotation.naming import rotate_command
@@ -92,8 +92,9 @@ def open_rotation(
         evidence = open_account(
             domain, record.model_copy(update={"notes": notes or record.notes}), signer_from_vault(vault), now
         )
-        for store in stores.values() if notes else ():
-            store.update(lambda record: record.model_copy(update={"notes": {**record.notes, **(notes or {})}}))
+        noted = begun(notes or record.notes, evidence.head)
+        for store in stores.values() if noted != record.notes else ():
+            store.update(lambda record: record.model_copy(update={"notes": {**record.notes, **noted}}))
         session = Rotation(
             domain,
             record.rotation_id,

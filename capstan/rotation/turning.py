@@ -17,7 +17,7 @@ from capstan.pki.inspect import Certificate
 from capstan.pki.verify import verify_issuer
 from capstan.progress import watcher
 from capstan.rotation import hooks, material
-from capstan.rotation.accounts import open_account, reopened
+from capstan.rotation.accounts import begun, open_account, reopened
 from capstan.rotation.expired import ROOTS_AFTER, closed
 from capstan.rotation.hook_notes import hook_aim
 from capstan.rotation.naming import rotate_command
@@ -325,6 +325,8 @@ def _turn(rotation: Rotation, direction: Direction, why: str, claim: Claim | Non
 
 def _reopen_account(rotation: Rotation, record: RotationRecord) -> None:
     rotation.evidence = open_account(rotation.domain, record, signer_from_vault(rotation.vault), rotation.now)
+    head = rotation.evidence.head
+    rotation.remember(lambda record: record.model_copy(update={"notes": begun(record.notes, head)}))
 
 
 def _account_for(rotation: Rotation, record: RotationRecord) -> None:

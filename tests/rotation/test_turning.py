@@ -161,6 +161,7 @@ def test_a_finished_one_goes_on_unfinished_claimed_and_in_a_further_account(turn
     for record in turning.records():
         assert (record.finished, record.outcome, record.claim, record.turn) == (None, "", RUN, 2)
     assert again.evidence.path.name == "mesh-r-1.2.jsonl"
+    assert {record.notes["evidence-head"] for record in turning.records()} == {again.evidence.entries[0].digest}
     assert told(again) == [(2, "back")]
     assert turning.opened().evidence.path == again.evidence.path
 

@@ -14,7 +14,7 @@ from capstan.evidence import verify
 from capstan.evidence.signer import Signer, mint_signing_key
 from capstan.pki.bundle import Bundle
 from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
-from capstan.rotation.accounts import account_path, moved, open_account, reopened
+from capstan.rotation.accounts import account_path, begun, moved, open_account, reopened
 from capstan.rotation.material import Target, back_up_issuer, issuer_material, minted_before
 from capstan.rotation.turning import REJECTED, aims, before, rejected
 from capstan.systems.base import IssuerMaterial
@@ -218,3 +218,36 @@ def test_an_account_that_is_on_another_machine_is_gone_on_from_and_both_verify_s
     (second.path.parent / first.path.name).write_bytes(lines[0])
     with pytest.raises(EvidenceTampered):
         verify(second.path)
+
+
+def test_an_account_that_moved_again_before_a_phase_was_left_still_verifies(tmp_path: Path) -> None:
+    """Workers without a common disk: a wait of a day may be taken up by another machine each time."""
+    signer = Signer(mint_signing_key())
+    one, two, three = (TrustDomain(name="mesh", home=str(tmp_path / name)) for name in ("one", "two", "three"))
+    first = open_account(one, record(), signer, lambda: NOW)
+    now = record(notes={"evidence-head": first.append("phase-left", {"phase": "prepare"}).digest})
+    accounts = [first]
+    for machine in (two, three):
+        notes = moved(machine, now)
+        assert notes is not None
+        accounts.append(open_account(machine, now.model_copy(update={"notes": notes}), signer, lambda: NOW))
+        now = now.model_copy(update={"notes": begun(notes, accounts[-1].head)})
+    together = tmp_path / "together"
+    together.mkdir()
+    for account in accounts:
+        (together / account.path.name).write_bytes(account.path.read_bytes())
+    report = verify(together / "mesh-r-1.3.jsonl", head=now.notes["evidence-head"])
+    assert report.continues is not None
+    assert report.continues.continues is not None
+
+
+def test_a_further_account_that_nobody_came_to_begin_is_begun_and_not_gone_on_from(tmp_path: Path) -> None:
+    """Killed between the record, which was opened again, and the file."""
+    domain, signer = TrustDomain(name="mesh", home=str(tmp_path)), Signer(mint_signing_key())
+    first = open_account(domain, record(), signer, lambda: NOW)
+    first.finish("completed")
+    again = record(notes=reopened(record(finished=NOW, notes={"evidence-head": first.head})))
+    assert moved(domain, again) is None
+    second = open_account(domain, again, signer, lambda: NOW)
+    assert second.path.name == "mesh-r-1.2.jsonl"
+    assert verify(second.path).continues is not None
