@@ -83,7 +83,7 @@ def distribution_checks(view: View, now: datetime) -> Iterable[CheckResult]:
     )  # fmt: skip
     yield result(
         DISTRIBUTION, "all that declares the roots could be read", SECURITY_PAGE, Severity.WARNING,
-        listed("", list(view.troubles)),
+        listed("", [*view.troubles, *view.places.abandoned]),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import base64
 import binascii
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from capstan.cluster.resources import (
     CLUSTER_TRUST_BUNDLES,
@@ -71,12 +71,15 @@ class Places:
     Attributes:
         config_maps: One per namespace that has it.
         others: Webhook configurations and ClusterTrustBundle.
-        troubles: What no istiod of this mesh keeps up to date, for a person.
+        troubles: What a live istiod serves and none keeps up to date, for a person: in the way of a change of roots.
+        abandoned: Webhook configurations of revisions that are not there, for a person. Whatever they hold, a call by
+            them finds no istiod; a change of roots neither breaks nor mends that.
     """
 
     config_maps: tuple[Place, ...]
     others: tuple[Place, ...]
     troubles: tuple[str, ...] = ()
+    abandoned: tuple[str, ...] = ()
 
     def all(self) -> tuple[Place, ...]:
         """ConfigMaps first."""
@@ -104,14 +107,15 @@ def read_places(cluster: Cluster, layout: Layout) -> Places:
         CapstanError: A kind of object cannot be listed at all.
     """
     troubles: list[str] = []
+    abandoned: list[str] = []
     named = f"metadata.name={layout.config_map}"
     config_maps = tuple(_config_map(item) for item in cluster.list(CONFIG_MAPS, field_selector=named).items)
     others = [
-        *_webhooks(cluster, layout, MUTATING_WEBHOOKS, troubles),
-        *_webhooks(cluster, layout, VALIDATING_WEBHOOKS, troubles),
+        *_webhooks(cluster, layout, MUTATING_WEBHOOKS, troubles, abandoned),
+        *_webhooks(cluster, layout, VALIDATING_WEBHOOKS, troubles, abandoned),
         *_trust_bundles(cluster, layout),
     ]
-    return Places(config_maps, tuple(others), tuple(troubles))
+    return Places(config_maps, tuple(others), tuple(troubles), tuple(abandoned))
 
 
 def _config_map(item: Object) -> Place:
@@ -128,9 +132,18 @@ def _place(name: str, text: bytes, namespace: str = "") -> Place:
         return Place(name, namespace, None, f"{error.what}: {error.observed or error.expected}")
 
 
-def _webhooks(cluster: Cluster, layout: Layout, resource: Resource, troubles: list[str]) -> Iterable[Place]:
-    """Those that call a Service of this control plane, by the revision whose istiod patches them."""
+def _webhooks(
+    cluster: Cluster, layout: Layout, resource: Resource, troubles: list[str], abandoned: list[str]
+) -> Iterable[Place]:
+    """Those that call a Service of this control plane, by the revision whose istiod patches them.
+
+    Others are left over from a revision that was removed, or wait for one to come: the base chart makes
+    `istiod-default-validator` for the revision `default`, also where every control plane has a name.
+    """
     live = {revision.name for revision in layout.revisions}
+    answering = {
+        revision.deployment_name for revision in layout.revisions
+    }  # the chart names Service and Deployment alike
     for item in cluster.list(resource).items:
         hooks = [hook for hook in item.get("webhooks") or [] if _is_ours(hook, layout.namespace)]
         if not hooks:
@@ -139,7 +152,12 @@ def _webhooks(cluster: Cluster, layout: Layout, resource: Resource, troubles: li
         name = f"{resource.kind.lower()}/{metadata['name']}"
         revision = str((metadata.get("labels") or {}).get(REVISION_LABEL) or DEFAULT_REVISION)
         if revision not in live:
-            troubles.append(f"{name} belongs to revision {revision}, which has no istiod: nobody keeps its caBundle")
+            told = f"{name} belongs to revision {revision}, which has no istiod: nobody keeps its caBundle"
+            served = sorted({_service(hook) for hook in hooks} & answering)
+            if served:
+                troubles.append(f"{told}, and it calls {', '.join(served)}")
+            else:
+                abandoned.append(told)
             continue
         yield replace(_hooked(name, hooks), revision=revision)
 
@@ -149,8 +167,12 @@ def _is_ours(hook: Mapping[str, object], namespace: str) -> bool:
     service = config.get("service") if isinstance(config, dict) else None
     if not isinstance(service, dict) or service.get("namespace") != namespace:
         return False
-    name = str(service.get("name", ""))
-    return name.startswith(("istiod", "istio-sidecar-injector", "istio-galley", "istio-pilot"))
+    return _service(hook).startswith(("istiod", "istio-sidecar-injector", "istio-galley", "istio-pilot"))
+
+
+def _service(hook: Mapping[str, Any]) -> str:
+    """The name of the Service that a webhook calls; empty where it calls a URL."""
+    return str(((hook.get("clientConfig") or {}).get("service") or {}).get("name", ""))
 
 
 def _hooked(name: str, hooks: list[Object]) -> Place:

@@ -391,6 +391,9 @@ def test_a_serving_certificate_that_was_not_renewed_is_told(green):
 def test_what_declares_the_roots_and_could_not_be_read_is_told(green):
     view = replace(green.view, troubles=("secret cacerts cannot be read",))
     assert "cacerts" in green.red("all that declares the roots could be read", view)
+    places = replace(green.view.places, abandoned=("istiod-default-validator belongs to revision default",))
+    view = replace(green.view, places=places)
+    assert "default-validator" in green.red("all that declares the roots could be read", view)
 
 
 # --- the proxies ---------------------------------------------------------------------------------------------------

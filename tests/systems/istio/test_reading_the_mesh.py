@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from capstan.cluster.resources import CONFIG_MAPS, MUTATING_WEBHOOKS, PODS, SECRETS, SERVICE_ACCOUNTS
+from capstan.cluster.resources import (
+    CONFIG_MAPS,
+    MUTATING_WEBHOOKS,
+    PODS,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    VALIDATING_WEBHOOKS,
+)
 from capstan.errors import InvalidInput, NotFound
 from capstan.systems.istio.layout import read_layout
 from capstan.systems.istio.observe import View, observe
@@ -312,7 +319,18 @@ def test_a_webhook_of_a_revision_without_istiod_holds_nobody_up_and_is_told(mesh
     mesh.webhooks("asm-1-29", pem(mesh.new))
     view = look(mesh)
     assert not [name for name, _ in view.observation.declared if "asm-1-29" in name]
-    assert any("asm-1-29" in trouble for trouble in view.troubles)
+    assert len(view.places.abandoned) == 2
+    assert all("asm-1-29" in told for told in view.places.abandoned)
+    assert view.troubles == ()
+
+
+def test_a_webhook_that_calls_a_live_istiod_and_that_nobody_keeps_is_a_trouble(mesh):
+    mesh.standard()
+    labels = {"metadata": {"labels": {"istio.io/rev": "asm-1-29"}}}
+    mesh.cluster.patch(VALIDATING_WEBHOOKS, f"istio-validator-{SYSTEM}", labels)
+    (trouble,) = look(mesh).troubles
+    assert "asm-1-29" in trouble
+    assert "calls istiod" in trouble
 
 
 def test_webhooks_of_others_are_none_of_the_mesh(mesh):

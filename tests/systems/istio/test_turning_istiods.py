@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS
+from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS, VALIDATING_WEBHOOKS
 from capstan.errors import GateRefused, GateTimedOut
 from tests.support.istio_mesh import SYSTEM, sidecar_spec
 from tests.support.mesh import pem
@@ -258,6 +258,21 @@ def test_two_revisions_are_settled_each_in_its_own_way(turning):
     report = mesh.settle(roots={mesh.old, mesh.new})
     assert [entry.owner.name for entry in report.restarted] == ["istiod-asm-1-19"]
     assert [entry.owner.name for entry in report.skipped] == ["istiod"]
+
+
+def test_webhooks_of_a_revision_that_is_not_there_hold_nothing_up(turning):
+    # The base chart makes istiod-default-validator for the revision `default`, also where every istiod has a name; what
+    # a removed revision leaves behind is of the same kind.
+    mesh = turning(env=MULTIROOT)
+    mesh.mesh.webhooks("1-29-0", pem(mesh.mesh.old))
+    mesh.write_secret(mesh.mesh.issuer, mesh.mesh.old, mesh.mesh.new)
+    mesh.take()
+    left_over = mesh.cluster.get(VALIDATING_WEBHOOKS, f"istio-validator-1-29-0-{SYSTEM}")
+    for hook in left_over["webhooks"]:
+        hook["clientConfig"].pop("caBundle")  # as the chart makes it
+    kinds = {"apiVersion": VALIDATING_WEBHOOKS.api_version, "kind": VALIDATING_WEBHOOKS.kind}
+    mesh.cluster.replace(VALIDATING_WEBHOOKS, {**left_over, **kinds})
+    assert mesh.settle(roots={mesh.old, mesh.new}, seconds=60).restarted == ()
 
 
 def test_sidecars_are_no_part_of_it(turning):
