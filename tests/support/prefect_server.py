@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -77,7 +78,16 @@ def send_what_is_queued(seconds: float = 20.0) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """A port that nobody listens on now, and that no outgoing connection gets before a server of ours is up on it.
+
+    A server takes seconds to start, is killed and comes back: it needs a port from below those that the system gives to
+    connections (32768 and above on Linux, 49152 by RFC 6335).
+    """
+    for port in random.sample(range(20000, 32768), 100):
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("none of 100 ports is free")
