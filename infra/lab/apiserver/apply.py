@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from infra.lab.apiserver import go_json, managed_fields, schema, schema_codec
+from infra.lab.apiserver import custom_shape, go_json, managed_fields, schema, schema_codec
 from infra.lab.apiserver.managed_fields import EMPTY, FieldSet, Path, Shape, TypedError
 from infra.lab.apiserver.status import ApiStatusError, Cause, apply_conflict, plain_error
 
@@ -103,7 +103,9 @@ def _identity(entry: Object) -> str:
 
 
 def _shape(kind: KindInfo) -> Shape:
-    return managed_fields.root(None if kind.custom else schema.find_struct(kind.group, kind.version, kind.kind))
+    if kind.custom:
+        return custom_shape.of(kind.schema, root=True)
+    return managed_fields.root(schema.find_struct(kind.group, kind.version, kind.kind))
 
 
 def _managed(kind: KindInfo, fields: FieldSet, subresource: str) -> FieldSet:

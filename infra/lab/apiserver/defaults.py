@@ -201,9 +201,6 @@ def _service(obj: Object) -> None:
         default(spec, "externalTrafficPolicy", "Cluster")
     if external or spec["type"] == "ClusterIP":
         default_unset(spec, "internalTrafficPolicy", "Cluster")
-        # the cluster has one address family
-        default_unset(spec, "ipFamilies", ["IPv4"])
-        default_unset(spec, "ipFamilyPolicy", "SingleStack")
     if spec["type"] == "LoadBalancer":
         default_unset(spec, "allocateLoadBalancerNodePorts", True)
 

@@ -77,6 +77,11 @@ class Shape:
             return _of(self.type.value, None)
         return UNTYPED
 
+    def default(self, name: str) -> Any:
+        """The default of a field, None without one."""
+        field = self.struct.by_name.get(name) if self.struct else None
+        return field.default if field else None
+
     @property
     def element(self) -> Shape:
         """The shape of a list's elements."""
@@ -116,11 +121,10 @@ def key_of(shape: Shape, item: Any, position: int = 0) -> str:
     """The path element of a list's element. Raises TypedError when it lacks a key that has no default."""
     if shape.field is not None and shape.field.list_type == "map":
         keys: Object = {}
-        inner = shape.element.struct
         for name in shape.field.list_keys:
             value = item.get(name) if isinstance(item, dict) else None
-            if value is None and inner is not None and name in inner.by_name:
-                value = inner.by_name[name].default
+            if value is None:
+                value = shape.element.default(name)
             if value is None:
                 complaint = "associative list with keys has an element that omits key field"
                 raise TypedError(f'element {position}: {complaint} "{name}" (and doesn\'t have default value)')

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import csr, status
+from . import csr, services
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .api import Api
     from .kinds import KindInfo
 
@@ -27,7 +25,6 @@ _SPECIFICATION = {
     "priorityclasses.scheduling.k8s.io": (),
 }
 TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
-SERVICE_NETWORK = "10.96"
 
 
 def prepare_create(api: Api, kind: KindInfo, obj: dict[str, Any]) -> None:
@@ -49,7 +46,7 @@ def prepare_create(api: Api, kind: KindInfo, obj: dict[str, Any]) -> None:
                 finalizers.append("kubernetes")
             metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata["name"]
         case "services":
-            _allocate_cluster_ip(api, obj)
+            services.create(api, obj)
         case "jobs.batch":
             _label_job(obj)
         case "customresourcedefinitions.apiextensions.k8s.io":
@@ -84,11 +81,17 @@ def prepare_update(kind: KindInfo, obj: dict[str, Any], old: dict[str, Any], sub
             _keep(obj, old, "spec")
         metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata["name"]
     if kind.storage == "services":
-        _keep_cluster_ip(obj, old)
+        services.update(obj, old)
     if kind.storage == "daemonsets.apps":
         _count_template(obj, old)
     if (kind.generation or kind.custom) and specification_changed(kind, obj, old):
         metadata["generation"] = before.get("generation", 0) + 1
+
+
+def complete_update(api: Api, kind: KindInfo, obj: dict[str, Any], subresource: str) -> None:
+    """Fill in what a change made necessary, once it has been found valid. In place. Raises ApiStatusError 422."""
+    if kind.storage == "services" and not subresource:
+        services.complete_update(api, obj)
 
 
 def _count_template(obj: dict[str, Any], old: dict[str, Any]) -> None:
@@ -161,37 +164,6 @@ def qos_class(spec: dict[str, Any]) -> str:
     if not requests["requests"] and not requests["limits"]:
         return "BestEffort"
     return "Guaranteed" if guaranteed else "Burstable"
-
-
-def _allocate_cluster_ip(api: Api, obj: dict[str, Any]) -> None:
-    spec = obj.setdefault("spec", {})
-    obj["status"] = {"loadBalancer": {}}
-    if spec.get("type") == "ExternalName":
-        return
-    given = spec.get("clusterIP") or ((spec.get("clusterIPs") or [""])[0])
-    used = {(stored.obj.get("spec") or {}).get("clusterIP") for stored in api.store.objects("services")}
-    if given and given != "None" and given in used:
-        text = f"failed to allocate IP {given}: provided IP is already allocated"
-        cause = status.invalid_value("spec.clusterIPs", f'["{given}"]', text)
-        raise status.invalid("Service", obj["metadata"]["name"], [cause])
-    if not given:
-        given = next(ip for ip in _addresses(api) if ip not in used)
-    spec["clusterIP"] = given
-    spec["clusterIPs"] = [given]
-
-
-def _addresses(api: Api) -> Iterator[str]:
-    while True:
-        yield f"{SERVICE_NETWORK}.{api.rng.randrange(1, 255)}.{api.rng.randrange(1, 255)}"
-
-
-def _keep_cluster_ip(obj: dict[str, Any], old: dict[str, Any]) -> None:
-    spec, before = obj.setdefault("spec", {}), old.get("spec") or {}
-    if spec.get("type") == "ExternalName":
-        return
-    for field in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
-        if not spec.get(field) and before.get(field):
-            spec[field] = before[field]
 
 
 def _label_job(obj: dict[str, Any]) -> None:

@@ -73,7 +73,15 @@ _CHECKS_OF_UPDATE: dict[tuple[str, str], tuple[int, int]] = {
 
 
 def validate(kind: KindInfo, new: Object, old: Object | None = None, subresource: str = "") -> None:
-    """Raise ApiStatusError 422 with all causes when `new` may not be stored (in place of `old`, for an update).
+    """Raise ApiStatusError 422 with all causes when `new` may not be stored (in place of `old`, for an update)."""
+    if found := causes(kind, new, old, subresource):
+        # events of either group are validated as core events, and say so
+        group = "" if kind.stored_as == "events" else kind.group
+        raise invalid(kind.kind, (new.get("metadata") or {}).get("name") or "", found, group)
+
+
+def causes(kind: KindInfo, new: Object, old: Object | None = None, subresource: str = "") -> list[Cause]:
+    """What is wrong with an object, apart from what a custom resource's schema says of it.
 
     A subresource only changes part of the object, so only metadata is looked at there.
     """
@@ -81,22 +89,19 @@ def validate(kind: KindInfo, new: Object, old: Object | None = None, subresource
     key = (kind.group, kind.kind)
     rule = _RULES.get(key)
     name_rule = _NAME_RULES.get(key, meta.name_is_subdomain)
-    causes: list[Cause] = []
+    out: list[Cause] = []
     if old is None:
-        causes += meta.object_meta(metadata, namespaced=kind.namespaced, name_rule=name_rule, core=not kind.custom)
-        causes += rule(new, None) if rule else []
+        out += meta.object_meta(metadata, namespaced=kind.namespaced, name_rule=name_rule, core=not kind.custom)
+        out += rule(new, None) if rule else []
     else:
         whole, changes = _CHECKS_OF_UPDATE.get(key, (2, 2))
         checked = meta.object_meta(metadata, namespaced=kind.namespaced, name_rule=meta.path_segment, core=False)
-        causes += checked
-        causes += meta.object_meta_update(metadata, old.get("metadata") or {}) * changes
+        out += checked
+        out += meta.object_meta_update(metadata, old.get("metadata") or {}) * changes
         if whole > 1:
-            causes += checked
+            out += checked
         if rule and not subresource:
-            causes += rule(new, old)
+            out += rule(new, old)
         if key == ("", "Namespace") and subresource == "finalize":
-            causes += core.namespace_finalizers(new)
-    if causes:
-        # events of either group are validated as core events, and say so
-        group = "" if kind.stored_as == "events" else kind.group
-        raise invalid(kind.kind, metadata.get("name") or "", causes, group)
+            out += core.namespace_finalizers(new)
+    return out

@@ -97,6 +97,7 @@ def _docker_config(data: Object, key: str) -> list[Cause]:
 
 _SERVICE_TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
 _PROTOCOLS = ("SCTP", "TCP", "UDP")
+_KUBELET_PORT = 10250
 
 
 def namespace_finalizers(new: Object) -> list[Cause]:
@@ -117,13 +118,21 @@ def service(new: Object, old: Object | None) -> list[Cause]:
     ports, kind = spec.get("ports") or [], spec.get("type") or ""
     if not ports and kind != "ExternalName" and spec.get("clusterIP") != "None":
         out.append(missing(f"{path}.ports"))
+    headless = spec.get("clusterIP") == "None"
+    if kind in ("LoadBalancer", "NodePort") and headless:
+        out.append(bad(f"{path}.clusterIPs[0]", "None", f"may not be set to 'None' for {kind} services"))
     if kind == "ExternalName":
+        if spec.get("clusterIPs"):
+            out.append(forbidden(f"{path}.clusterIPs", "may not be set when `type` is 'ExternalName'"))
         name = (spec.get("externalName") or "").removesuffix(".")
         out += [bad(f"{path}.externalName", name, message) for message in meta.subdomain(name)] if name else []
         if not name:
             out.append(missing(f"{path}.externalName"))
     names: set[str] = set()
     for number, port in enumerate(ports):
+        if kind == "LoadBalancer" and port.get("port") == _KUBELET_PORT:
+            message = f"may not expose port {_KUBELET_PORT} externally since it is used by kubelet"
+            out.append(bad(f"{path}.ports[{number}]", _KUBELET_PORT, message))
         out += _service_port(port, f"{path}.ports[{number}]", names, required=len(ports) > 1)
     out += meta.labels(spec.get("selector"), f"{path}.selector")
     affinity = spec.get("sessionAffinity") or ""
@@ -135,12 +144,7 @@ def service(new: Object, old: Object | None) -> list[Cause]:
         out.append(missing(f"{path}.type"))
     elif kind not in _SERVICE_TYPES:
         out.append(unsupported(f"{path}.type", kind, _SERVICE_TYPES))
-    seen: set[tuple[Any, Any]] = set()
-    for number, port in enumerate(ports):
-        key = (port.get("protocol"), port.get("port"))
-        if key in seen:
-            out.append(duplicate(f"{path}.ports[{number}]", {"protocol": key[0], "port": key[1]}))
-        seen.add(key)
+    out += _port_numbers(ports, f"{path}.ports", kind)
     for number, address in enumerate(spec.get("clusterIPs") or []):
         if address != "None" and not _is_address(address):
             message = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
@@ -150,6 +154,28 @@ def service(new: Object, old: Object | None) -> list[Cause]:
     if fixed and spec.get("clusterIP") != before["clusterIP"]:
         held = [spec["clusterIP"]] if spec.get("clusterIP") else []
         out.append(bad(f"{path}.clusterIPs[0]", held, "may not change once set"))
+    return out
+
+
+def _port_numbers(ports: list[Object], path: str, kind: str) -> list[Cause]:
+    """Node ports where there are none, and numbers given twice."""
+    out: list[Cause] = []
+    nodes: set[tuple[Any, Any]] = set()
+    seen: set[tuple[Any, Any]] = set()
+    for number, port in enumerate(ports):
+        node = port.get("nodePort") or 0
+        if node and kind == "ClusterIP":
+            out.append(forbidden(f"{path}[{number}].nodePort", "may not be used when `type` is 'ClusterIP'"))
+        elif node and (port.get("protocol"), node) in nodes:
+            out.append(duplicate(f"{path}[{number}].nodePort", node))
+        nodes.add((port.get("protocol"), node))
+    for number, port in enumerate(ports):
+        protocol, value = port.get("protocol"), port.get("port")
+        if (protocol, value) in seen:
+            # the server compares values of its internal type, whose JSON has Go's names
+            internal = {"Name": "", "Protocol": protocol, "AppProtocol": None, "Port": value}
+            out.append(duplicate(f"{path}[{number}]", {**internal, "TargetPort": 0, "NodePort": 0}))
+        seen.add((protocol, value))
     return out
 
 

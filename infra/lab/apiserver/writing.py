@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import (
     apply,
+    custom_rules,
     custom_schema,
     defaults,
     deleting,
@@ -93,16 +94,21 @@ def completed(obj: JSON, kind: KindInfo) -> JSON:
     return canonical(obj, kind) if kind.custom else ordered(obj, kind)
 
 
-def check(kind: KindInfo, obj: JSON, old: JSON | None = None, subresource: str = "") -> None:
-    """422 for an object which must not be stored."""
-    validation.validate(kind, obj, old, subresource)
+def check(kind: KindInfo, obj: JSON, old: JSON | None = None, subresource: str = "") -> list[str]:
+    """422 for an object which must not be stored; warnings about what an update may leave wrong."""
     if not kind.custom:
-        return
+        validation.validate(kind, obj, old, subresource)
+        return []
     causes = custom_schema.validate(obj, kind.schema)
+    if old is not None:
+        causes = custom_rules.ratcheted(causes, obj, old)
+    causes = validation.causes(kind, obj, old, subresource) + causes
     if kind.scale_paths:
         causes += custom_schema.validate_scale(obj, kind.scale_paths["spec"])
-    if causes:
-        raise status.invalid(kind.kind, obj["metadata"].get("name", ""), causes, kind.group)
+    more, warnings = custom_rules.judge(obj, kind.schema, old, causes)
+    if causes + more:
+        raise status.invalid(kind.kind, obj["metadata"].get("name", ""), causes + more, kind.group)
+    return warnings
 
 
 def check_namespace(request: Request, kind: KindInfo, obj: JSON) -> None:
@@ -162,7 +168,7 @@ async def create_object(api: Api, request: Request, kind: KindInfo, obj: JSON, a
             metadata["creationTimestamp"] = api.timestamp()
             strategy.prepare_create(api, kind, obj)
             complete(kind, obj)
-            check(kind, obj)
+            request.warnings.extend(check(kind, obj))
             request.warnings.extend(remarks.about(kind, obj))
             attributes.obj, attributes.name = obj, metadata["name"]
             await api.admission.validate(attributes)
@@ -261,18 +267,13 @@ async def _apply(api: Api, request: Request, subresource: str) -> Response:
     applied = fieldvalidation.check_applied(kind, request.body, mode)
     if mode == "Warn" and (repeated := fieldvalidation.applied_twice(request.body)):
         request.warnings.append(repeated)
-    if kind.custom:
-        unknown = custom_schema.prune(schema_codec.clone(applied), kind.schema)
-        if unknown:
-            raise apply.typed_error(kind, applied, [f".{path}: field not declared in schema" for path in unknown])
     manager, force = request.query.get("fieldManager"), request.query.flag("force")
     key = (info.namespace if kind.namespaced else "", info.name)
     if api.store.get(kind.storage, *key) is None:
         if subresource:
             raise status.not_found(kind.plural, info.name, kind.group)
-        check_applied_identity(request, kind, applied)
         obj = apply.server_side_apply(kind, None, applied, manager, force, api.now())
-        check_namespace(request, kind, obj)
+        check_applied_identity(request, kind, obj)
         stored = await create_object(api, request, kind, obj, applied=True)
         return show(api, stored, kind, request, code=201)
 
@@ -374,7 +375,8 @@ async def _change_once(
         complete(kind, obj)
     owners.without_duplicates(request, obj, admitted=True)
     strategy.prepare_update(kind, obj, old, subresource)
-    check(kind, obj, old, subresource)
+    request.warnings.extend(check(kind, obj, old, subresource))
+    strategy.complete_update(api, kind, obj, subresource)
     request.warnings.extend(remarks.about(kind, obj, old))
     obj = completed(obj, kind)
     attributes.obj = obj
