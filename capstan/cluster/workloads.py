@@ -111,12 +111,16 @@ def selects(selector: dict[str, Any] | None, labels: Mapping[str, str]) -> bool:
 class Owners:
     """Finds the owner of any pod, with one listing of ReplicaSets and one of Jobs for the whole cluster.
 
+    Args:
+        namespace: List those of this one only, where no others are asked about; empty lists all.
+
     A ReplicaSet or Job born after the listing is read by itself. A ReplicaSet of a Deployment counts as the Deployment,
     one of a custom resource (an Argo Rollout) as that resource, one on its own as itself.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, namespace: str = "") -> None:
         self._cluster = cluster
+        self._namespace = namespace
         self._parents: dict[tuple[str, str, str], dict[str, Any] | None] = {}
         self._listed: set[str] = set()
         self._lock = threading.Lock()
@@ -149,7 +153,7 @@ class Owners:
         key = (kind, namespace, name)
         with self._lock:
             if kind not in self._listed:
-                for item in self._cluster.list(resource, metadata_only=True).items:
+                for item in self._cluster.list(resource, self._namespace, metadata_only=True).items:
                     metadata = item["metadata"]
                     self._parents[kind, str(metadata.get("namespace", "")), str(metadata["name"])] = controller(item)
                 self._listed.add(kind)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from capstan.errors import InvalidInput
-from capstan.systems.linkerd.layout import Layout, Scheme, Tool, _flags, _seconds, owner_of
+from capstan.systems.linkerd.layout import (
+    DEFAULT_LIFETIME,
+    Layout,
+    Scheme,
+    Tool,
+    _flags,
+    _seconds,
+    _seconds_or,
+    owner_of,
+)
 from capstan.systems.linkerd.pods import (
     admin_port,
     has_ended,
@@ -77,6 +86,11 @@ def test_go_durations_are_read_as_go_reads_them(text, seconds):
 def test_what_go_refuses_as_a_duration_is_refused(text):
     with pytest.raises(InvalidInput):
         _seconds(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("12h", 43200.0), ("", 86400.0), ("1d", 86400.0)])
+def test_a_lifetime_that_identity_cannot_read_is_the_one_that_it_takes_instead(text, seconds):
+    assert _seconds_or(text, DEFAULT_LIFETIME) == seconds
 
 
 def test_flags_are_read_in_all_three_forms_and_from_the_identity_container_only():

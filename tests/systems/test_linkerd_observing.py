@@ -9,8 +9,10 @@ import pytest
 from capstan.cluster.workloads import PodRef
 from capstan.pki.bundle import Bundle
 from capstan.pki.mint import RootPolicy, mint_root
+from capstan.systems.linkerd.checks_data_plane import readiness
 from capstan.systems.linkerd.control_plane import why_stale
 from capstan.systems.linkerd.observe import Proxy, _not_started
+from capstan.systems.linkerd.pods import proxy_is_over
 from capstan.systems.linkerd.probe import spread
 from capstan.trust.observation import Leaf, Owner, Peer, Role
 
@@ -47,6 +49,46 @@ def test_a_pod_with_unreadable_roots_written_into_it_is_the_worst_case():
     reading = _not_started(item, OWNER, container, Bundle.of(OLD), "sni", 4191)
     assert reading.trusts is None
     assert reading.unreadable
+
+
+def ended(*, restart="Never", code=0, native=False, leaving=False):
+    """A pod that goes on, and whose proxy has ended."""
+    proxy = {"name": "linkerd-proxy", **({"restartPolicy": "Always"} if native else {})}
+    group = "initContainers" if native else "containers"
+    status = {"name": "linkerd-proxy", "state": {"terminated": {"exitCode": code}}}
+    return {
+        "metadata": {
+            "name": "work-1",
+            "namespace": "shop",
+            **({"deletionTimestamp": "2026-11-21T00:00:00Z"} if leaving else {}),
+        },
+        "spec": {"restartPolicy": restart, group: [proxy]},
+        "status": {"phase": "Running", f"{group[:-1]}Statuses": [status]},
+    }
+
+
+@pytest.mark.proves("workloads", "Jobs that run", "a proxy that has ended for good is no peer to come")
+@pytest.mark.parametrize(
+    ("item", "over"),
+    [
+        (ended(), True),
+        (ended(restart="OnFailure"), True),
+        (ended(restart="OnFailure", code=1), False),
+        (ended(restart="Always"), False),
+        (ended(native=True), False),
+        (ended(restart="Always", leaving=True), True),
+        (ended(native=True, leaving=True), True),
+        ({**ended(leaving=True), "status": {"containerStatuses": []}}, False),
+    ],
+)
+def test_a_proxy_that_is_never_started_again_is_told_from_one_that_is_yet_to_start(item, over):
+    assert proxy_is_over(item) is over
+
+
+def test_a_check_says_of_a_proxy_that_is_over_that_it_ended_and_not_that_it_is_yet_to_start():
+    broken, others, _ = readiness([ended()])
+    assert broken == []
+    assert others == ["shop/work-1: its proxy has ended, and is not started again; its own containers go on without it"]
 
 
 def peer(trusts=frozenset({"a", "b"}), issuer="i", *, leaf=True, name="web-1", namespace="shop"):

@@ -133,6 +133,15 @@ def test_a_workload_injected_by_hand_is_listed_however_its_proxy_stands_in_the_t
     assert "inject and apply it again" in why_restart_is_useless(cluster, Owner("Deployment", name, "web"), namespace)
 
 
+def test_a_template_whose_proxy_takes_its_roots_by_reference_is_restarted_as_the_control_plane_is(cluster):
+    namespace = new_namespace(cluster)
+    name = namespace["metadata"]["name"]
+    reference = {"configMapKeyRef": {"name": "linkerd-identity-trust-roots", "key": "ca-bundle.crt"}}
+    by_reference = {**proxy(OLD), "env": [{"name": "LINKERD2_PROXY_IDENTITY_TRUST_ANCHORS", "valueFrom": reference}]}
+    create(cluster, DEPLOYMENTS, name, template(by_reference))
+    assert why_restart_is_useless(cluster, Owner("Deployment", name, "web"), namespace) == ""
+
+
 @pytest.mark.proves("workloads", "scaled to 0", "injected by hand with old roots: listed though no pod shows it")
 def test_templates_without_a_pod_that_hold_old_roots_are_listed(cluster):
     name = new_namespace(cluster)["metadata"]["name"]

@@ -21,7 +21,7 @@ from capstan.systems.linkerd.checks_report import (
     skipped,
 )
 from capstan.systems.linkerd.layout import ANCHORS_ENV, PROXY, short
-from capstan.systems.linkerd.pods import has_ended, proxy_container
+from capstan.systems.linkerd.pods import has_ended, proxy_container, proxy_is_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,10 +85,11 @@ def data_plane_checks(evidence: Evidence) -> Iterable[CheckResult]:
 def readiness(pods: Sequence[Object]) -> tuple[list[str], list[str], str]:
     """Proxies that run and are not ready; pods whose proxy does not run yet; how Linkerd judges otherwise.
 
-    A proxy is ready once it has its identity. A pod that has not started holds nothing, and one that is being deleted
-    is on its way: neither is a broken proxy.
+    A proxy is ready once it has its identity. A pod that has not started holds nothing, one that is being deleted is on
+    its way, and a proxy that ended for good (a Job's, told to by its own container) holds nothing any more: none of
+    them is a broken proxy.
     """
-    broken, coming, differences = [], [], []
+    broken, coming, over, differences = [], [], [], []
     for pod in pods:
         name, status = pod_name(pod), pod.get("status") or {}
         if proxy_container(pod["spec"]) is None:
@@ -100,13 +101,15 @@ def readiness(pods: Sequence[Object]) -> tuple[list[str], list[str], str]:
                 )
         elif "deletionTimestamp" in pod["metadata"]:
             differences.append(f"pod {name} status is {status.get('phase')} (it is being deleted)")
+        elif proxy_is_over(pod):
+            over.append(f"{name}: its proxy has ended, and is not started again; its own containers go on without it")
         elif not container_runs(pod, PROXY):
             coming.append(f"{name}: its proxy has not started ({_phase(pod)})")
         elif not _proxy_ready(pod):
             broken.append(f'container "{PROXY}" in pod {name} is not ready')
     if coming and not broken:
         differences.append(f"× {coming[0]} (a proxy that has not started holds no roots, and refuses nobody)")
-    return broken, coming, listed("linkerd check would say:", differences)
+    return broken, coming + over, listed("linkerd check would say:", differences)
 
 
 def other_versions(pods: Iterable[Object], version: str) -> list[str]:

@@ -227,10 +227,9 @@ def _look(cluster: Cluster, namespace: str, owner: Owner, now: Callable[[], date
     component = owner.name.removeprefix("linkerd-")
 
     def of_component(pod: Object) -> bool:
-        labels = pod["metadata"].get("labels") or {}
-        return pod["metadata"]["namespace"] == namespace and labels.get(COMPONENT_LABEL) == component
+        return (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == component
 
-    return observe(cluster, namespace, only=of_component, now=now)
+    return observe(cluster, namespace, within=namespace, only=of_component, now=now)
 
 
 def _wrong(

@@ -135,8 +135,10 @@ def why_restart_is_useless(
         template = cluster.get(resource, owner.name, owner.namespace)["spec"]["template"]
     except NotFound:
         return ""
-    if proxy_container(template.get("spec") or {}) is not None:
-        return BY_HAND
+    container = proxy_container(template.get("spec") or {})
+    if container is not None:
+        # With a reference in place of the roots it reads them anew at each start, as the control plane's do.
+        return BY_HAND if literal_anchors(container) is not None else ""
     problem = why_not_injected(template, namespace) if namespace is not None else ""
     if not problem:
         return ""
@@ -199,15 +201,13 @@ def require_injected(cluster: Cluster, owner: Owner) -> None:
     Raises:
         GateRefused: Pods of a workload that was meshed before came back without a proxy.
     """
-    finder = Owners(cluster)
-    bare = [
-        f"{owner.namespace}/{pod['metadata']['name']}"
+    without = [
+        pod
         for pod in cluster.list(PODS, owner.namespace).items
-        if "deletionTimestamp" not in pod["metadata"]
-        and not has_ended(pod)
-        and proxy_container(pod["spec"]) is None
-        and finder.of(pod) == owner
+        if "deletionTimestamp" not in pod["metadata"] and not has_ended(pod) and proxy_container(pod["spec"]) is None
     ]
+    finder = Owners(cluster, owner.namespace)
+    bare = [f"{owner.namespace}/{pod['metadata']['name']}" for pod in without if finder.of(pod) == owner]
     if bare:
         raise GateRefused(
             f"{len(bare)} restarted pods came back without their proxy", where=f"{owner} in cluster {cluster.name}",

@@ -45,6 +45,11 @@ INIT: Final = "linkerd-init"
 ADMIN_PORT_NAME: Final = "linkerd-admin"
 ADMIN_PORT: Final = 4191
 
+DEFAULT_LIFETIME: Final = 86400.0
+DEFAULT_SKEW: Final = 10.0
+"""Seconds that identity takes where it is told none, or what is no duration (it warns, and goes on): identity main.go,
+pkg/identity `DefaultIssuanceLifetime`, pkg/tls `DefaultClockSkewAllowance`. The charts say 20 s."""
+
 _DURATION: Final = re.compile(r"([0-9]*\.?[0-9]+)(ns|us|µs|ms|s|m|h)")
 _UNIT: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -162,8 +167,8 @@ def read_layout(cluster: Cluster, namespace: str) -> Layout:
     return Layout(
         namespace=namespace,
         scheme=known,
-        issuance_lifetime=_seconds(flags.get("identity-issuance-lifetime", "24h0m0s")),
-        clock_skew=_seconds(flags.get("identity-clock-skew-allowance", "20s")),
+        issuance_lifetime=_seconds_or(flags.get("identity-issuance-lifetime", ""), DEFAULT_LIFETIME),
+        clock_skew=_seconds_or(flags.get("identity-clock-skew-allowance", ""), DEFAULT_SKEW),
         trust_domain=flags.get("identity-trust-domain")
         or str(values.get("identityTrustDomain") or values.get("clusterDomain") or "cluster.local"),
         version=str(labels.get("app.kubernetes.io/version") or values.get("linkerdVersion") or ""),
@@ -241,6 +246,14 @@ def _flags(deployment: Object) -> dict[str, str]:
                 value = arguments[index + 1]
             flags[name] = value
     return flags
+
+
+def _seconds_or(text: str, default: float) -> float:
+    """Seconds of a flag as identity takes it, which no mistake in it keeps from starting."""
+    try:
+        return _seconds(text)
+    except InvalidInput:
+        return default
 
 
 def _seconds(text: str) -> float:

@@ -46,6 +46,7 @@ from capstan.systems.linkerd.pods import (
     literal_anchors,
     local_name,
     proxy_container,
+    proxy_is_over,
     proxy_runs,
     role_of,
 )
@@ -124,6 +125,7 @@ def observe(
     *,
     concurrency: int = CONCURRENCY,
     timeout: float = PEER_TIMEOUT,
+    within: str = "",
     only: Callable[[Object], bool] = lambda _pod: True,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> View:
@@ -133,6 +135,7 @@ def observe(
         known: Roots and issuers to recognise besides those found.
         concurrency: Proxies read at a time.
         timeout: Seconds for each question to a proxy.
+        within: List the pods of this namespace only; empty lists all.
         only: Which meshed pods to read; the others are left out of the view.
 
     Raises:
@@ -149,8 +152,8 @@ def observe(
     chain, faults = _read_issuer(cluster, layout, troubles)
     certificates.add(chain)
     # 2. Who is there: one paged list.
-    pods = cluster.list(PODS, label_selector=f"{MESH_LABEL}={namespace}").items
-    owners = Owners(cluster)
+    pods = cluster.list(PODS, within, label_selector=f"{MESH_LABEL}={namespace}").items
+    owners = Owners(cluster, within)
     wanted = [pod for pod in pods if only(pod) and not has_ended(pod) and proxy_container(pod["spec"]) is not None]
     # 3. What each of them holds and presents.
     readings = [
@@ -242,12 +245,15 @@ def _read_issuer(
 
 
 def _read_pod(cluster: Cluster, pod: Object, owner: Owner, bundle: Bundle, timeout: float) -> _Reading | None:
-    """Ask one proxy. None if the pod is no live peer: gone by now, or not started and sure to start with the bundle."""
+    """Ask one proxy. None if the pod is no live peer: gone by now, its proxy ended for good, or not started and sure to
+    start with the bundle."""
     metadata = pod["metadata"]
     namespace, name = str(metadata["namespace"]), str(metadata["name"])
     container = proxy_container(pod["spec"]) or {}
     sni, port = local_name(pod, container), admin_port(container)
     if not proxy_runs(pod):
+        if proxy_is_over(pod):
+            return None
         return _not_started(pod, owner, container, bundle, sni or "", port)
     trusts: Bundle | None = None
     chain: tuple[Certificate, ...] = ()

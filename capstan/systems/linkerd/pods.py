@@ -46,6 +46,24 @@ def proxy_runs(pod: Object) -> bool:
     return False
 
 
+def proxy_is_over(pod: Object) -> bool:
+    """Whether the proxy's process has ended and none will take its place, although the pod is still there: the kubelet
+    starts no container again in a pod that is being deleted, nor against the pod's `restartPolicy`."""
+    ended: Object | None = None
+    for group in ("initContainerStatuses", "containerStatuses"):
+        for status in pod.get("status", {}).get(group) or []:
+            if status.get("name") == PROXY:
+                ended = (status.get("state") or {}).get("terminated")
+    if ended is None:
+        return False
+    if "deletionTimestamp" in pod["metadata"]:
+        return True
+    if (proxy_container(pod["spec"]) or {}).get("restartPolicy") == "Always":
+        return False  # a native sidecar
+    restart = pod["spec"].get("restartPolicy", "Always")
+    return restart == "Never" or (restart == "OnFailure" and not ended.get("exitCode"))
+
+
 def has_ended(pod: Object) -> bool:
     """Completed, failed or evicted: no process of it is left, however long the object stays."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
