@@ -7,17 +7,16 @@ names them. Before 1.5 the CA was a Deployment of its own, istio-citadel.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from capstan.cluster.resources import CONFIG_MAPS, DEPLOYMENTS, PODS, SECRETS
+from capstan.cluster.resources import DEPLOYMENTS, PODS, SECRETS
 from capstan.cluster.rollout import Rollout, judge
 from capstan.cluster.workloads import controller
 from capstan.errors import InvalidInput, NotFound
+from capstan.pki.bundle import Bundle
+from capstan.systems.istio.mesh_config import read_mesh_config
 from capstan.systems.istio.source import Mode
 from capstan.systems.istio.versions import Version, flag, image_version
 
@@ -124,6 +123,7 @@ class Layout:
         trust_domain: Of the mesh configuration, `cluster.local` unless set.
         ca_secret: Name of the Secret that holds the CA; empty where none does (Key Vault by CSI).
         config_map: Name of the ConfigMap in every namespace that holds the roots.
+        added_roots: Roots of other CAs that the mesh configuration has proxies trust besides.
     """
 
     namespace: str
@@ -132,6 +132,7 @@ class Layout:
     trust_domain: str
     ca_secret: str
     config_map: str = CONFIG_MAP
+    added_roots: Bundle = field(default_factory=Bundle)
 
     @property
     def pods(self) -> tuple[Object, ...]:
@@ -166,13 +167,15 @@ def read_layout(cluster: Cluster, namespace: str) -> Layout:
     )
     _require_own_ca(revisions, namespace)
     mode, secret = _mode(cluster, namespace, revisions)
+    mesh = read_mesh_config(cluster, namespace, ((item.name, item.env) for item in revisions))
     return Layout(
         namespace=namespace,
         mode=mode,
         revisions=tuple(sorted(revisions, key=lambda revision: revision.name)),
-        trust_domain=_trust_domain(cluster, namespace, revisions),
+        trust_domain=mesh.trust_domain,
         ca_secret=secret,
         config_map=_config_map(revisions),
+        added_roots=mesh.added_roots,
     )
 
 
@@ -296,20 +299,6 @@ def _ca_volume(pod_spec: Object, container: Object, env: Mapping[str, str]) -> C
 def _absolute(path: str) -> str:
     """istiod's default is `./etc/cacerts`, and its working directory is the root."""
     return "/" + path.removeprefix(".").strip("/")
-
-
-def _trust_domain(cluster: Cluster, namespace: str, revisions: Iterable[Revision]) -> str:
-    for revision in revisions:
-        suffix = "" if revision.name == DEFAULT_REVISION else f"-{revision.name}"
-        item = cluster.find(CONFIG_MAPS, f"istio{suffix}", namespace)
-        text = str(((item or {}).get("data") or {}).get("mesh", ""))
-        try:
-            mesh = YAML(typ="safe").load(text)
-        except YAMLError:
-            continue
-        if isinstance(mesh, dict) and mesh.get("trustDomain"):
-            return str(mesh["trustDomain"])
-    return "cluster.local"
 
 
 def _config_map(revisions: Iterable[Revision]) -> str:

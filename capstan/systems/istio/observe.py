@@ -107,6 +107,7 @@ def observe(
     began = now()
     layout = read_layout(cluster, namespace)
     certificates = Known()
+    known = tuple(known)
     certificates.add(known)
     # 1. What is declared: the CA's source, and the places that repeat its roots.
     troubles: list[str] = []
@@ -147,10 +148,12 @@ def observe(
         certificates.add((*signer.chain, *(signer.roots or ())))
     for reading in readings:
         certificates.add((*(reading.trusts or ()), *reading.chain[1:]))
+    # What the mesh configuration adds is nobody's to turn here, unless it is a root that is looked for.
+    beside = layout.added_roots.fingerprints - bundle.fingerprints - {each.fingerprint for each in known}
     at = now()
     istiods = tuple(istiod_of(signer, certificates, at) for signer in signers)
     proxies = (
-        *(_proxy(cluster.name, namespace, reading, certificates, at) for reading in readings),
+        *(_proxy(cluster.name, namespace, reading, certificates, at, beside) for reading in readings),
         *(_stranger(cluster.name, *stranger) for stranger in sorted(strangers)),
     )
     observation = ClusterObservation(
@@ -255,7 +258,15 @@ def _ref(pod: Object) -> PodRef:
     return PodRef(*_key(pod), str(pod["metadata"].get("uid", "")))
 
 
-def _proxy(cluster: str, namespace: str, reading: ProxyReading, certificates: Known, at: datetime) -> Proxy:
+def _proxy(
+    cluster: str,
+    namespace: str,
+    reading: ProxyReading,
+    certificates: Known,
+    at: datetime,
+    beside: frozenset[Fingerprint],
+) -> Proxy:
+    """One proxy, without the roots that it trusts beside those of the CA."""
     pod = reading.pod
     metadata = pod["metadata"]
     started = (pod.get("status") or {}).get("startTime")
@@ -266,7 +277,7 @@ def _proxy(cluster: str, namespace: str, reading: ProxyReading, certificates: Kn
         pod=reading.name,
         role=role_of(pod, namespace),
         owner=reading.owner,
-        trusts=reading.trusts.fingerprints if reading.trusts is not None else None,
+        trusts=reading.trusts.fingerprints - beside if reading.trusts is not None else None,
         leaf=certificates.leaf(reading.chain, at),
         unreadable=reading.unreadable,
         ready=is_ready(pod) and not leaving,

@@ -25,7 +25,7 @@ from capstan.systems.istio.source import CaFiles, Mode
 from capstan.systems.istio.versions import Version
 from capstan.trust.observation import Role
 from tests.support.istio_mesh import SYSTEM, IstioMesh, istiod_template, sidecar_spec
-from tests.support.mesh import envoy, intermediate, leaf, pem, secrets_dump
+from tests.support.mesh import envoy, intermediate, leaf, pem, root, secrets_dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -535,6 +535,47 @@ def test_the_trust_domain_is_that_of_the_mesh_configuration(mesh, cluster):
     data = {"mesh": "trustDomain: mesh.example\ndefaultConfig: {}\n"}
     cluster.create(CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
     assert read_layout(cluster, SYSTEM).trust_domain == "mesh.example"
+
+
+def mesh_config(cluster, text, name="istio"):
+    metadata = {"name": name, "namespace": SYSTEM}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"mesh": text}}
+    cluster.create(CONFIG_MAPS, body)
+
+
+def added_roots(*texts):
+    return json.dumps({"caCertificates": [{"pem": text} for text in texts]})
+
+
+def test_roots_that_the_mesh_configuration_adds_are_left_out_of_what_a_proxy_trusts_of_its_ca(mesh, cluster):
+    # A mesh that trusts another one's root too: pushed to every proxy, and there to stay. With it among their roots no
+    # proxy would ever be seen to hold the new root alone, and no rotation to end.
+    other = root("another mesh's")
+    mesh.standard()
+    mesh.proxy("shop", "api-1", roots=pem(mesh.old, other))
+    mesh_config(cluster, added_roots(pem(other), "no pem at all"))
+    assert peers(look(mesh))["shop/api-1"].trusts == {mesh.old.certificate.fingerprint}
+
+
+def test_a_root_that_is_to_go_is_seen_also_where_the_mesh_configuration_adds_it(mesh, cluster):
+    mesh.standard()
+    mesh.proxy("shop", "api-1", roots=pem(mesh.old, mesh.new))
+    mesh_config(cluster, added_roots(pem(mesh.new), pem(mesh.old)))
+    both = {mesh.old.certificate.fingerprint, mesh.new.certificate.fingerprint}
+    view = observe(cluster, SYSTEM, mesh.source, (mesh.old.certificate, mesh.new.certificate), timeout=5)
+    assert peers(view)["shop/api-1"].trusts == both
+
+
+def test_what_is_added_in_the_add_ons_shared_mesh_configuration_counts_too(fresh_api, cluster):
+    other = root("another mesh's")
+    mesh = IstioMesh(fresh_api, cluster, env={"SHARED_MESH_CONFIG": "istio-shared-configmap-asm-1-30"})
+    try:
+        mesh.control_plane(revision="asm-1-30", replicas=1)
+        mesh_config(cluster, "trustDomain: cluster.local\n", "istio-asm-1-30")
+        mesh_config(cluster, added_roots(pem(other)), "istio-shared-configmap-asm-1-30")
+        assert read_layout(cluster, SYSTEM).added_roots.fingerprints == {other.certificate.fingerprint}
+    finally:
+        mesh.close()
 
 
 def test_a_control_planes_own_sidecar_is_a_control_plane_peer(mesh):
