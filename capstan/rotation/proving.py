@@ -17,21 +17,26 @@ if TYPE_CHECKING:
     from typing import Any
 
     from capstan.cluster.record import RotationRecord
+    from capstan.pki.inspect import Certificate
     from capstan.rotation.session import Rotation
-    from capstan.systems.base import IssuerMaterial
+    from capstan.systems.base import IssuerMaterial, ProbeReport, TrustSystem
 
 # Life of the leaf that is presented to show that its root is refused. It exists in memory only.
 PROBE_LIFE = timedelta(minutes=10)
+_SHORTEST = timedelta(seconds=1)  # what can be minted at least: certificates count whole seconds
 
 
 def prove_refusal(rotation: Rotation) -> None:
     """Present a leaf of the old issuer, and one of the new, to every live proxy: the first is refused, the second not.
 
-    On the way back the rotation's new root is the old one, here as everywhere.
+    On the way back the rotation's new root is the old one, here as everywhere. An old issuer that has ended meanwhile
+    has no leaf to present that its date alone would not have refused: then the account says so, and what every trust
+    store was read to hold, which the gate before this asks for, has to do.
 
     Raises:
-        GateRefused: A proxy still accepts the root that has gone, or refuses the one that stays.
-        NotYet: A proxy gave no answer; that is never proof of a refusal.
+        GateRefused: A proxy still accepts the root that has gone, or refuses the one that stays; or the issuer that is
+            to stay has ended.
+        NotYet: A proxy gave no answer, or nobody was there to give one; that is never proof of a refusal.
     """
     with audited_step("prove-refusal"):
         for cluster, system in rotation.systems.items():
@@ -39,29 +44,26 @@ def prove_refusal(rotation: Rotation) -> None:
             watcher().step(f"prove that the {gone} root is refused", cluster)
             wrong: list[str] = []
             silent: list[str] = []
-            asked = 0
+            asked: list[int] = []
+            unpresented = ""
             for which, own, wanted in (
                 (gone, _issuer_gone(rotation, cluster), Verdict.REFUSED),
                 (stays, _issuer_that_stays(rotation, cluster), Verdict.ACCEPTED),
             ):
-                issuer = Minted(own.certificate, own.key)
-                remaining = issuer.certificate.not_after - rotation.now()
-                leaf = mint_leaf(
-                    issuer,
-                    system.probe_identity(rotation.domain.name),
-                    rotation.now(),
-                    validity=min(PROBE_LIFE, remaining),
-                )
-                chain = f"{leaf.certificate.pem()}\n{own.chain_pem()}\n".encode("ascii")
-                report = system.probe(chain, leaf.key)
-                asked = len(report.probes)
+                if own.certificate.not_after - rotation.now() < _SHORTEST:
+                    unpresented = _unpresented(cluster, which, own.certificate, stays=wanted is Verdict.ACCEPTED)
+                    continue
+                report = _presented(rotation, system, own)
+                asked.append(len(report.probes))
                 silent += [f"{p.peer}: {p.detail}" for p in report.of(Verdict.NO_ANSWER)]
                 wrong += [
                     f"{probe.peer} {probe.verdict.value} a leaf of the {which} root"
                     for probe in report.probes
                     if probe.verdict not in (wanted, Verdict.NO_ANSWER)
                 ]
-            rotation.note("probe", {"cluster": cluster, "asked": asked, "wrong": wrong[:50], "silent": silent[:50]})
+            fewest = min(asked)
+            told = {"cluster": cluster, "asked": fewest, "wrong": wrong[:50], "silent": silent[:50]}
+            rotation.note("probe", {**told, "not_presented": unpresented} if unpresented else told)
             if wrong:
                 rotation.old_root_refused = False
                 raise GateRefused(
@@ -71,15 +73,38 @@ def prove_refusal(rotation: Rotation) -> None:
                     expected=f"each refuses the {gone} root's leaf and accepts the {stays} root's",
                     next_command="capstan check",
                 )
-            if silent or not asked:
+            if silent or not fewest:
                 raise NotYet(
-                    f"{len(silent)} of {asked} proxies gave no answer to the probe",
+                    f"{len(silent)} of {fewest} proxies gave no answer to the probe",
                     waiting_for=silent,
                     where=f"cluster {cluster}",
                     observed="; ".join(silent[:10]) or "no live proxy",
                     expected="an answer from every live proxy",
                 )
         rotation.old_root_refused = True
+
+
+def _presented(rotation: Rotation, system: TrustSystem, own: IssuerMaterial) -> ProbeReport:
+    """What the live proxies do with a leaf that this issuer signs now."""
+    leaf = mint_leaf(
+        Minted(own.certificate, own.key),
+        system.probe_identity(rotation.domain.name),
+        rotation.now(),
+        validity=min(PROBE_LIFE, own.certificate.not_after - rotation.now()),
+    )
+    return system.probe(f"{leaf.certificate.pem()}\n{own.chain_pem()}\n".encode("ascii"), leaf.key)
+
+
+def _unpresented(cluster: str, which: str, issuer: Certificate, *, stays: bool) -> str:
+    """Why no leaf of an issuer is presented, for the account."""
+    ended = f"the {which} issuer {issuer.fingerprint[:16]} ended on {issuer.not_after:%F %T}Z"
+    if stays:
+        raise GateRefused(
+            "the issuer that is to stay has ended", where=f"cluster {cluster}", observed=ended,
+            expected="an issuer whose leaves live", next_command="capstan check",
+        )  # fmt: skip
+    watcher().note(f"{cluster}: {ended}: no leaf of it is left to be presented")
+    return ended
 
 
 def finish(rotation: Rotation) -> None:
