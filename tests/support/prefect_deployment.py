@@ -260,13 +260,20 @@ class Deployed:
     def ask(self, method: str, path: str, **options: Any) -> Any:
         """A request to the REST API; asked again while the database is busy, as the server says with 503.
 
+        What only reads is asked again, too, when the server is too slow to answer: a machine may be busy.
+
         Raises:
             HTTPStatusError: The answer is no success.
             TransportError: No answer.
         """
         deadline = time.monotonic() + 60.0
         while True:
-            answer = self.http.request(method, path, **options)
+            try:
+                answer = self.http.request(method, path, **options)
+            except httpx.TimeoutException:
+                if method != "GET" or time.monotonic() > deadline + 60.0:
+                    raise
+                continue
             if answer.status_code != 503 or time.monotonic() > deadline:
                 return answer.raise_for_status().json() if answer.content else answer.raise_for_status()
             time.sleep(0.5)
