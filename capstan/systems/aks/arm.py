@@ -8,13 +8,16 @@ import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import urlsplit
 
+from azure.core import AzureClouds
 from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 from azure.core.pipeline.policies import HeadersPolicy, RetryPolicy, UserAgentPolicy
 from azure.core.rest import HttpRequest
 from azure.mgmt.containerservice import ContainerServiceClient
 from azure.mgmt.core import ARMPipelineClient
 from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
+from azure.mgmt.core.tools import get_arm_endpoints
 
 from capstan.cluster.client import user_agent
 from capstan.errors import (
@@ -39,7 +42,12 @@ T = TypeVar("T")
 ENDPOINT: Final = "CAPSTAN_ARM_URL"
 """Variable with Resource Manager's URL, for other clouds and private links; default: the public cloud's."""
 PUBLIC: Final = "https://management.azure.com"
-_SCOPE: Final = "https://management.azure.com/.default"
+_VAULT_SUFFIXES: Final = {
+    AzureClouds.AZURE_PUBLIC_CLOUD: "vault.azure.net",
+    AzureClouds.AZURE_CHINA_CLOUD: "vault.azure.cn",
+    AzureClouds.AZURE_US_GOVERNMENT: "vault.usgovcloudapi.net",
+}
+"""Azure documentation, "About keys, secrets, and certificates": DNS suffixes for base URL."""
 _CLUSTER_ID: Final = re.compile(
     r"/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)/providers/Microsoft\.ContainerService"
     r"/managedClusters/(?P<name>[^/]+)/?",
@@ -81,6 +89,7 @@ class Arm:
     Args:
         client: azure-mgmt-containerservice, of the cluster's subscription.
         raw: For resources that it does not know: the vault, and who may read it.
+        vault_suffix: What the names of Key Vaults end in, in this cloud.
         sleep: Waits the given seconds.
     """
 
@@ -90,10 +99,12 @@ class Arm:
         client: ContainerServiceClient,
         raw: ARMPipelineClient[Any, Any],
         *,
+        vault_suffix: str = _VAULT_SUFFIXES[AzureClouds.AZURE_PUBLIC_CLOUD],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.cluster = cluster
         self.client = client
+        self.vault_suffix = vault_suffix
         self.sleep = sleep
         self._raw = raw
 
@@ -153,8 +164,10 @@ def open_arm(
 
         credential = DefaultAzureCredential()
     options = {"retry_total": 0, "connection_timeout": 10, "read_timeout": 60} | client_options
+    cloud = _cloud(url)
+    scopes: list[str] = get_arm_endpoints(cloud)["credential_scopes"]
     client = ContainerServiceClient(
-        credential, cluster.subscription, base_url=url, credential_scopes=[_SCOPE], user_agent=user_agent(), **options
+        credential, cluster.subscription, base_url=url, credential_scopes=scopes, user_agent=user_agent(), **options
     )
     raw: ARMPipelineClient[Any, Any] = ARMPipelineClient(
         base_url=url,
@@ -162,11 +175,23 @@ def open_arm(
             HeadersPolicy(base_headers={"Accept": "application/json"}),
             UserAgentPolicy(user_agent()),
             RetryPolicy(**options),
-            ARMChallengeAuthenticationPolicy(credential, _SCOPE),
+            ARMChallengeAuthenticationPolicy(credential, *scopes),
         ],
         **client_options,
     )
-    return Arm(cluster, client, raw)
+    return Arm(cluster, client, raw, vault_suffix=_VAULT_SUFFIXES[cloud])
+
+
+def _cloud(url: str) -> AzureClouds:
+    """The cloud whose Resource Manager this is; any other host stands in front of the public one's.
+
+    Each cloud's tenants issue tokens for their own Resource Manager alone.
+    """
+    host = urlsplit(url).hostname
+    for cloud in AzureClouds:
+        if urlsplit(str(get_arm_endpoints(cloud)["resource_manager"])).hostname == host:
+            return cloud
+    return AzureClouds.AZURE_PUBLIC_CLOUD
 
 
 def mapped(error: Exception, what: str, where: str, *, now: Callable[[], float] = time.time) -> CapstanError:

@@ -6,7 +6,6 @@ managed_cluster_decorator (all five values are required together).
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from azure.core import MatchConditions
@@ -19,6 +18,7 @@ from azure.mgmt.containerservice.models import (
 )
 
 from capstan.errors import Conflict, Denied, GateRefused, GateTimedOut, InvalidInput, NotFound
+from capstan.systems.aks import roles
 from capstan.systems.aks.profile import SECRETS_PROVIDER, VAULT_API, check_vault_id, profile_of, read_profile
 
 if TYPE_CHECKING:
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from capstan.systems.aks.arm import Arm
     from capstan.systems.aks.profile import Plugin, Profile
 
-SECRETS_USER: Final = uuid.UUID("4633458b-17de-408a-b874-0445c86b69e6")
-"""Role definition `Key Vault Secrets User` (Azure built-in roles)."""
-_READERS: Final = {
-    SECRETS_USER: "Key Vault Secrets User",
-    uuid.UUID("b86a8fe4-44ce-4948-aee5-eccb2c155cd7"): "Key Vault Secrets Officer",
-    uuid.UUID("00482a5a-887f-4fb3-b363-3b7fe8e74483"): "Key Vault Administrator",
-}
 DEFAULT_INTERVAL: Final = "2m"
 POLL_SECONDS: Final = 5.0
 
@@ -190,21 +183,21 @@ def require_access(arm: Arm, profile: Profile, plugin: Plugin) -> str:
         vault = arm.get(plugin.vault_id, VAULT_API).get("properties") or {}
         if not vault.get("enableRbacAuthorization"):
             return _require_policy(vault, identity, plugin)
-        assignments = arm.get(
-            f"{plugin.vault_id}/providers/Microsoft.Authorization/roleAssignments", "2022-04-01",
-            {"$filter": f"assignedTo('{identity}')"},
-        ).get("value") or []  # fmt: skip
+        held = roles.of(arm, plugin.vault_id, identity)
+        unread = [name for name in plugin.secrets if not any(role.reads(plugin.vault_id, name) for role in held)]
     except (NotFound, Denied) as error:
         if error.what == _REFUSED:
             raise
         return f"who may read the vault cannot be seen: {error.observed}"
-    held = {_role(each) for each in assignments}
-    for role, name in _READERS.items():
-        if role in held:
-            return f"the secrets provider has the role {name} on the vault"
+    if not unread:
+        names = sorted(
+            {role.name for role in held if any(role.reads(plugin.vault_id, name) for name in plugin.secrets)}
+        )
+        return f"the secrets provider has the role {', '.join(names)} on the vault"
+    observed = f"no role assignment that reads {', '.join(unread)}"
     raise _no_access(
-        plugin, identity, observed="no role assignment that reads secrets",
-        remedy=f"az role assignment create --role '{_READERS[SECRETS_USER]}' --assignee-object-id {identity} "
+        plugin, identity, observed=observed,
+        remedy=f"az role assignment create --role 'Key Vault Secrets User' --assignee-object-id {identity} "
         f"--assignee-principal-type ServicePrincipal --scope {plugin.vault_id}",
     )  # fmt: skip
 
@@ -229,14 +222,6 @@ def _no_access(plugin: Plugin, identity: str, *, observed: str, remedy: str) -> 
         _REFUSED, where=f"{plugin.vault_id}, identity {identity}", observed=observed,
         expected="permission to get secrets", next_command=remedy,
     )  # fmt: skip
-
-
-def _role(assignment: dict[str, Any]) -> uuid.UUID | None:
-    text = str((assignment.get("properties") or {}).get("roleDefinitionId", "")).rpartition("/")[2]
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        return None
 
 
 def _names(plugin: Plugin) -> tuple[str, ...]:

@@ -41,6 +41,11 @@ class Plugin:
     cert_chain: str
     vault_url: str = ""
 
+    @property
+    def secrets(self) -> tuple[str, str, str, str]:
+        """The names of the four secrets."""
+        return self.root_cert, self.ca_cert, self.ca_key, self.cert_chain
+
 
 @dataclass(frozen=True, slots=True)
 class SecretsProvider:
@@ -159,7 +164,7 @@ def check_vault_id(vault_id: str) -> str:
 
 
 def vault_url(arm: Arm, vault_id: str) -> str:
-    """The URL of a vault, as its resource says; where that may not be read, the public cloud's for its name.
+    """The URL of a vault, as its resource says; where that may not be read, the cloud's for its name.
 
     Raises:
         InvalidInput: Not the id of a Key Vault. Others: as Resource Manager.
@@ -168,6 +173,6 @@ def vault_url(arm: Arm, vault_id: str) -> str:
     try:
         resource = arm.get(vault_id, VAULT_API)
     except (Denied, NotFound):
-        return f"https://{name.lower()}.vault.azure.net"
+        resource = {}
     uri = str((resource.get("properties") or {}).get("vaultUri", "")).rstrip("/")
-    return uri or f"https://{name.lower()}.vault.azure.net"
+    return uri or f"https://{name.lower()}.{arm.vault_suffix}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError
+from azure.core.pipeline.transport import HttpTransport
 
 from capstan.errors import (
     Conflict,
@@ -22,11 +23,14 @@ from capstan.errors import (
 )
 from capstan.systems.aks import enable
 from capstan.systems.aks.arm import mapped, open_arm
-from tests.systems.aks.test_managed_cluster import CLUSTER, PLUGIN, Endpoint, Token, cluster_body
+from capstan.systems.aks.profile import read_profile, vault_url
+from tests.systems.aks.test_managed_cluster import CLUSTER, PLUGIN, VAULT_ID, Endpoint, Token, cluster_body
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from azure.core.credentials import AccessToken
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -80,6 +84,54 @@ def test_what_has_no_status_is_told_apart_too(raised: Exception, error: type[Exc
 def test_a_resource_manager_without_tls_is_refused() -> None:
     with pytest.raises(InvalidInput, match="not the URL of Azure Resource Manager"):
         open_arm(CLUSTER, Token("t"), {"CAPSTAN_ARM_URL": "http://127.0.0.1:1"})
+
+
+class Remembering(Token):
+    """A credential that remembers for what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("t")
+        self.scopes: list[str] = []
+
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        self.scopes += scopes
+        return super().get_token(*scopes, **options)
+
+
+class Closed(HttpTransport[Any, Any]):
+    """A network on which Azure refuses whatever is asked."""
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def send(self, request: Any, **_: Any) -> Any:
+        raise refused(403)
+
+
+@pytest.mark.parametrize(
+    ("url", "scope", "vault"),
+    [
+        ("", "https://management.azure.com/.default", "https://example-vault.vault.azure.net"),
+        (
+            "https://management.chinacloudapi.cn", "https://management.chinacloudapi.cn/.default",
+            "https://example-vault.vault.azure.cn",
+        ),
+        (
+            "https://management.usgovcloudapi.net/", "https://management.core.usgovcloudapi.net/.default",
+            "https://example-vault.vault.usgovcloudapi.net",
+        ),
+    ],
+)  # fmt: skip
+def test_each_cloud_is_asked_with_a_token_of_its_own_and_names_its_own_vaults(url: str, scope: str, vault: str) -> None:
+    credential = Remembering()
+    arm = open_arm(CLUSTER, credential, {"CAPSTAN_ARM_URL": url}, transport=Closed())
+    with pytest.raises(Denied):
+        read_profile(arm)
+    assert vault_url(arm, VAULT_ID) == vault  # which may not be read, so that its name has to do
+    assert set(credential.scopes) == {scope}
 
 
 class Forgetful(Endpoint):

@@ -12,7 +12,7 @@ from azure.core.credentials import AccessToken
 
 from capstan.config import PluginCa
 from capstan.errors import Conflict, Denied, GateRefused, GateTimedOut, InvalidInput, NotFound, VerificationFailed
-from capstan.systems.aks import enable
+from capstan.systems.aks import enable, roles
 from capstan.systems.aks.arm import Arm, ClusterId, open_arm
 from capstan.systems.aks.checks import checks
 from capstan.systems.aks.profile import Plugin, Profile, SecretsProvider, read_profile
@@ -29,12 +29,27 @@ JSON = dict[str, Any]
 SUBSCRIPTION = "00000000-0000-0000-0000-00000000c0de"
 CLUSTER = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/lab/providers/Microsoft.ContainerService/managedClusters/east"
 VAULT_ID = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/lab/providers/Microsoft.KeyVault/vaults/example-vault"
+DEFINITIONS = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Authorization/roleDefinitions"
 VAULT_URL = "https://example-vault.vault.example"
 PLUGIN = Plugin(VAULT_ID, "my-root", "my-ca", "my-key", "my-chain")
 PLUGIN_JSON = {
     "keyVaultId": VAULT_ID, "rootCertObjectName": "my-root", "certObjectName": "my-ca", "keyObjectName": "my-key",
     "certChainObjectName": "my-chain",
 }  # fmt: skip
+VAULT_READER = "21090545-7ca7-4776-b22c-e363652d74d2"  # Key Vault Reader, which AKS asked for once
+BUILT_IN_READER = {
+    "roleName": "Key Vault Reader",
+    "permissions": [
+        {
+            "actions": ["Microsoft.KeyVault/vaults/read"],
+            "dataActions": [
+                "Microsoft.KeyVault/vaults/*/read",
+                "Microsoft.KeyVault/vaults/secrets/readMetadata/action",
+            ],
+            "notDataActions": [],
+        }
+    ],
+}
 PROVIDER_JSON = {"enabled": True, "config": {"enableSecretRotation": "true", "rotationPollInterval": "30s"}}
 
 
@@ -58,14 +73,25 @@ class Manager(ResourceManager):
     """The lab's endpoint, with roles and access policies on the vault."""
 
     roles: tuple[str, ...] | None = None
+    at: tuple[str, ...] = ("",)
+    definitions: dict[str, JSON] | None = None
     policies: tuple[JSON, ...] | None = None
 
     def _answer(self, method: str, path: str, *more: Any) -> tuple[int, JSON]:
         if path.endswith("/providers/Microsoft.Authorization/roleAssignments"):
             if self.roles is None:
                 raise ArmError(403, "AuthorizationFailed", "The client may not read role assignments.")
-            prefix = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Authorization/roleDefinitions"
-            return 200, {"value": [{"properties": {"roleDefinitionId": f"{prefix}/{role}"}} for role in self.roles]}
+            return 200, {
+                "value": [
+                    {"properties": {"roleDefinitionId": f"{DEFINITIONS}/{role}", "scope": f"{VAULT_ID}{below}"}}
+                    for role in self.roles
+                    for below in self.at
+                ]
+            }
+        if path.startswith(DEFINITIONS):
+            if self.definitions is None:
+                raise ArmError(403, "AuthorizationFailed", "The client may not read role definitions.")
+            return 200, {"properties": self.definitions[path.rpartition("/")[2]]}
         status, answer = super()._answer(method, path, *more)
         if path.endswith("/vaults/example-vault") and self.policies is not None:
             answer["properties"] |= {"enableRbacAuthorization": False, "accessPolicies": list(self.policies)}
@@ -97,7 +123,8 @@ class Endpoint:
         self.manager.clusters.add("lab", "east", body)
         self.applied.clear()
         self.refuse, self.hold = None, 0.0
-        self.manager.roles = self.manager.policies = None
+        self.manager.roles = self.manager.policies = self.manager.definitions = None
+        self.manager.at = ("",)
 
     @property
     def body(self) -> JSON:
@@ -314,12 +341,42 @@ def access(endpoint: Endpoint) -> str:
 
 def test_the_role_that_reads_secrets_is_enough_and_another_is_not(endpoint: Endpoint) -> None:
     endpoint.holds(cluster_body(mesh(), PROVIDER_JSON))
-    endpoint.manager.roles = (str(enable.SECRETS_USER),)
+    endpoint.manager.roles = (str(roles.SECRETS_USER),)
     assert "Key Vault Secrets User" in access(endpoint)
-    endpoint.manager.roles = ("21090545-7ca7-4776-b22c-e363652d74d2",)  # Key Vault Reader, which AKS asked for once
+    endpoint.manager.roles = (VAULT_READER,)
+    endpoint.manager.definitions = {VAULT_READER: BUILT_IN_READER}
     with pytest.raises(Denied) as caught:
         access(endpoint)
     assert "az role assignment create --role 'Key Vault Secrets User'" in caught.value.next_command
+
+
+def test_a_role_of_ones_own_that_reads_secrets_is_enough(endpoint: Endpoint) -> None:
+    endpoint.holds(cluster_body(mesh(), PROVIDER_JSON))
+    own = "5e0c5f56-0000-4000-8000-000000000001"
+    endpoint.manager.roles = (own,)
+    whole = {"dataActions": ["Microsoft.KeyVault/vaults/secrets/*"], "notDataActions": []}
+    endpoint.manager.definitions = {own: {"roleName": "mesh secrets", "permissions": [whole]}}
+    assert "mesh secrets" in access(endpoint)
+    without = {**whole, "notDataActions": ["microsoft.keyvault/vaults/secrets/getsecret/action"]}
+    endpoint.manager.definitions = {own: {"roleName": "mesh secrets", "permissions": [without]}}
+    with pytest.raises(Denied):
+        access(endpoint)
+
+
+def test_what_a_role_allows_and_may_not_be_seen_is_no_refusal(endpoint: Endpoint) -> None:
+    endpoint.holds(cluster_body(mesh(), PROVIDER_JSON))
+    endpoint.manager.roles = (VAULT_READER,)
+    assert "cannot be seen" in access(endpoint)
+
+
+def test_a_role_on_single_secrets_counts_for_these_and_the_others_are_named(endpoint: Endpoint) -> None:
+    endpoint.holds(cluster_body(mesh(), PROVIDER_JSON))
+    endpoint.manager.roles = (str(roles.SECRETS_USER),)
+    endpoint.manager.at = tuple(f"/secrets/{name}" for name in ("my-root", "my-ca", "my-key", "my-chain"))
+    assert "Key Vault Secrets User" in access(endpoint)
+    endpoint.manager.at = tuple(f"/secrets/{name}" for name in ("my-root", "my-ca", "my-key"))
+    with pytest.raises(Denied, match="reads my-chain"):
+        access(endpoint)
 
 
 def test_access_policies_are_looked_at_where_the_vault_uses_them(endpoint: Endpoint) -> None:
@@ -362,7 +419,7 @@ FOLLOWS, READS = (
 
 def test_an_add_on_in_order_passes_every_check(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.holds(cluster_body(mesh(), PROVIDER_JSON))
-    endpoint.manager.roles = (str(enable.SECRETS_USER),)
+    endpoint.manager.roles = (str(roles.SECRETS_USER),)
     assert statuses(endpoint, monkeypatch) == {PROFILE: "ok", REST: "ok", FOLLOWS: "ok", READS: "ok"}
 
 
