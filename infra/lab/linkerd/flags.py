@@ -6,10 +6,13 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from infra.lab.linkerd.gotext import quote
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
+_PART = re.compile(r"([0-9]*\.?[0-9]*)([^0-9.]*)")
 
 
 def parse_flags(args: Sequence[str]) -> dict[str, str]:
@@ -17,21 +20,34 @@ def parse_flags(args: Sequence[str]) -> dict[str, str]:
     flags = {}
     for arg in args:
         if arg.startswith("-"):
-            name, _, value = arg.lstrip("-").partition("=")
-            flags[name] = value or "true"
+            name, given, value = arg.lstrip("-").partition("=")
+            flags[name] = value if given else "true"
     return flags
 
 
 def parse_duration(text: str) -> timedelta:
-    """A Go duration such as `24h0m0s`, `20s` or `1.5s`.
+    """A Go duration such as `24h0m0s`, `-20s`, `1.5s` or `0`.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is none, in Go's words (time.ParseDuration).
     """
-    if not re.fullmatch(r"(\d+(\.\d+)?(h|ms|us|ns|m|s))+", text):
-        raise ValueError(f"time: invalid duration {text!r}")
-    parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|ns|m|s)", text)
-    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+    rest = text[1:] if text[:1] in ("-", "+") else text
+    if rest == "0":
+        return timedelta()
+    if not rest:
+        raise ValueError(f"time: invalid duration {quote(text)}")
+    seconds = 0.0
+    while rest:
+        found = _PART.match(rest)
+        if found is None or found[1] in ("", "."):
+            raise ValueError(f"time: invalid duration {quote(text)}")
+        if not found[2]:
+            raise ValueError(f"time: missing unit in duration {quote(text)}")
+        if found[2] not in _UNITS:
+            raise ValueError(f"time: unknown unit {quote(found[2])} in duration {quote(text)}")
+        seconds += float(found[1]) * _UNITS[found[2]]
+        rest = rest[found.end() :]
+    return timedelta(seconds=-seconds if text.startswith("-") else seconds)
 
 
 def format_duration(seconds: float) -> str:

@@ -12,14 +12,18 @@ import re
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from infra.lab.linkerd import goasn1
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 _BEGIN = re.compile(rb"(?:^|(?<=\n))-----BEGIN ([^\n]*?)-----[ \t]*\r?(?:\n|$)")
 _HEADER = re.compile(rb"^[^:\n]+:[^\n]*(?:\n|$)")
 _KEY_BLOCKS = (b"EC PRIVATE KEY", b"RSA PRIVATE KEY", b"PRIVATE KEY")
+_OCTET_STRING, _SEQUENCE = 0x04, 0x30
 
 
 class PemError(ValueError):
@@ -108,7 +112,8 @@ def private_key(data: bytes) -> PrivateKey:
     """The private key of an issuer: PKCS 8, SEC 1 or PKCS 1.
 
     Raises:
-        PemError: "not PEM-encoded", or an unsupported or malformed block.
+        PemError: "not PEM-encoded", or an unsupported or malformed block, or one whose content is of another format
+            than its name says (Go does not look at the name then, and says which parser would have done).
     """
     block, _ = decode(data)
     if block is None:
@@ -117,8 +122,32 @@ def private_key(data: bytes) -> PrivateKey:
         raise PemError(f"unsupported block type: '{block.type.decode(errors='replace')}'")
     try:
         key = serialization.load_der_private_key(block.der, password=None)
-    except (ValueError, TypeError) as error:
-        raise PemError("x509: failed to parse private key") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise PemError("unsupported private key type")
-    return key
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise PemError(_malformed(block)) from error
+    if (found := _format(block.der)) != block.type:
+        parser = {b"PRIVATE KEY": "PKCS8", b"EC PRIVATE KEY": "EC", b"RSA PRIVATE KEY": "PKCS1"}[found]
+        raise PemError(f"x509: failed to parse private key (use Parse{parser}PrivateKey instead for this key format)")
+    if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        return key
+    kind = "ed25519.PrivateKey" if isinstance(key, ed25519.Ed25519PrivateKey) else "*ecdh.PrivateKey"
+    raise PemError(
+        f"unsupported PKCS#8 encoded private key type: '{kind}', linkerd2 only supports ECDSA and RSA private keys"
+    )
+
+
+def _format(der: bytes) -> bytes:
+    """The block name that fits a private key in DER: the three differ in their version and what follows it.
+
+    SEC 1 (RFC 5915) is `1, OCTET STRING`; PKCS 8 `0, SEQUENCE`; PKCS 1 (RFC 8017) `0, INTEGER`.
+    """
+    header = 2 + (der[1] & 0x7F if der[1] & 0x80 else 0)
+    version, following = der[header + 2], der[header + 3]
+    if version == 1 and following == _OCTET_STRING:
+        return b"EC PRIVATE KEY"
+    return b"PRIVATE KEY" if following == _SEQUENCE else b"RSA PRIVATE KEY"
+
+
+def _malformed(block: Block) -> str:
+    name = {b"EC PRIVATE KEY": "ecPrivateKey", b"RSA PRIVATE KEY": "pkcs1PrivateKey"}.get(block.type, "pkcs8")
+    why = goasn1.sequence_error(block.der, name) or "asn1: structure error"
+    return f"x509: failed to parse EC private key: {why}" if block.type == b"EC PRIVATE KEY" else why

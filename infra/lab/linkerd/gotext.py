@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from datetime import UTC, datetime
 
@@ -29,13 +29,29 @@ def go_now(moment: datetime) -> str:
     return f"{go_time(moment)} m=+{seconds:.9f}"
 
 
+_ESCAPES = {"\a": "a", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", "\v": "v", '"': '"', "\\": "\\"}
+
+
 def quote(text: str) -> str:
-    """A Go double-quoted string (`%q`), for the characters that occur in names and messages."""
-    return json.dumps(text, ensure_ascii=False)
+    """A Go double-quoted string (`%q`)."""
+    return '"' + "".join(c if c.isprintable() and c not in _ESCAPES else _escape(c) for c in text) + '"'
+
+
+def _escape(character: str) -> str:
+    if character in _ESCAPES:
+        return f"\\{_ESCAPES[character]}"
+    code = ord(character)
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def log_line(moment: datetime, level: str, message: str, **fields: str) -> str:
-    """`time="…" level=info msg="…"`, extra fields after it."""
-    parts = [f'time="{rfc3339(moment)}"', f"level={level}", f"msg={quote(message)}"]
-    parts += [f"{name}={quote(value)}" for name, value in fields.items()]
+    """`time="…" level=info msg="…"`, extra fields after it by name; a value is quoted only if it has to be (logrus)."""
+    parts = [f'time="{rfc3339(moment)}"', f"level={level}", f"msg={_value(message)}"]
+    parts += [f"{name}={_value(value)}" for name, value in sorted(fields.items())]
     return " ".join(parts)
+
+
+def _value(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9\-._/@^+]*", text) else quote(text)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from infra.lab.linkerd.gotext import quote, rfc3339
 
@@ -25,6 +26,23 @@ Chain = list[x509.Certificate]
 T = TypeVar("T", bound=x509.ExtensionType)
 
 _MAX_CHAIN = 10
+# What crypto/x509 knows how to judge; any other critical extension makes a certificate unusable.
+_HANDLED = frozenset(
+    {
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.CERTIFICATE_POLICIES,
+        ExtensionOID.POLICY_MAPPINGS,
+        ExtensionOID.POLICY_CONSTRAINTS,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+    }
+)
 
 
 class VerifyError(ValueError):
@@ -60,6 +78,7 @@ def verify(
     Raises:
         VerifyError: With Go's text.
     """
+    _check_extensions(certificate)
     _check_time(certificate, now)
     search = _Search(roots, intermediates, now, anchors_expire)
     chains = [[certificate]] if certificate in roots else search.chains([certificate])
@@ -93,7 +112,7 @@ class _Search:
         candidates = [(root, True) for root in _by_subject(child, self._roots)]
         candidates += [(other, False) for other in _by_subject(child, self._intermediates)]
         for candidate, is_root in candidates:
-            if candidate in current or len(current) >= _MAX_CHAIN:
+            if any(_same_entity(candidate, known) for known in current) or len(current) >= _MAX_CHAIN:
                 continue
             try:
                 _check_signature(child, candidate)
@@ -111,6 +130,7 @@ class _Search:
         raise failure or _unknown_authority(hint)
 
     def _check_authority(self, candidate: x509.Certificate, current: Chain, *, is_root: bool) -> None:
+        _check_extensions(candidate)
         if self._anchors_expire or not is_root:
             _check_time(candidate, self._now)
         constraints = _extension(candidate, x509.BasicConstraints)
@@ -129,18 +149,96 @@ def _check_time(certificate: x509.Certificate, now: datetime) -> None:
         raise ExpiredError(f"{prefix} after {rfc3339(certificate.not_valid_after_utc)}")
 
 
+def _check_extensions(certificate: x509.Certificate) -> None:
+    if any(extension.critical and extension.oid not in _HANDLED for extension in certificate.extensions):
+        raise VerifyError("x509: unhandled critical extension")
+
+
 def _check_signature(child: x509.Certificate, parent: x509.Certificate) -> None:
     constraints, usage = _extension(parent, x509.BasicConstraints), _extension(parent, x509.KeyUsage)
-    if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
+    # A certificate of version 1 has no extensions and may sign all the same.
+    not_a_ca = parent.version is x509.Version.v3 if constraints is None else not constraints.ca
+    if not_a_ca or (usage is not None and not usage.key_cert_sign):
         raise _SignatureError("x509: invalid signature: parent certificate cannot sign this kind of certificate")
+    key, signed_with = parent.public_key(), child.signature_algorithm_oid
+    try:
+        algorithm = child.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        algorithm = None
+    if isinstance(algorithm, hashes.SHA1 | hashes.MD5):
+        name = algorithm.name.upper()
+        kind = f"ECDSA-{name}" if signed_with == x509.SignatureAlgorithmOID.ECDSA_WITH_SHA1 else f"{name}-RSA"
+        raise _SignatureError(f"x509: cannot verify signature: insecure algorithm {kind}")
+    if (expected := _key_kind(signed_with)) is None:
+        raise _SignatureError("x509: cannot verify signature: algorithm unimplemented")
+    if expected != _kind_of(key):
+        text = f"x509: signature algorithm specifies an {expected} public key, but have public key of type"
+        raise _SignatureError(f"{text} {_GO_TYPES.get(_kind_of(key), type(key).__name__)}")
     try:
         child.verify_directly_issued_by(parent)
     except InvalidSignature as error:
-        elliptic = isinstance(parent.public_key(), ec.EllipticCurvePublicKey)
-        text = "x509: ECDSA verification failure" if elliptic else "crypto/rsa: verification error"
-        raise _SignatureError(text) from error
+        raise _SignatureError(_BAD_SIGNATURE[expected]) from error
     except (TypeError, ValueError) as error:
         raise _SignatureError("x509: cannot verify signature: algorithm unimplemented") from error
+
+
+_BAD_SIGNATURE = {
+    "ECDSA": "x509: ECDSA verification failure",
+    "RSA": "crypto/rsa: verification error",
+    "Ed25519": "x509: Ed25519 verification failure",
+}
+_GO_TYPES = {
+    "ECDSA": "*ecdsa.PublicKey",
+    "RSA": "*rsa.PublicKey",
+    "Ed25519": "ed25519.PublicKey",
+    "DSA": "*dsa.PublicKey",
+}
+_RSA_SIGNATURES = (
+    x509.SignatureAlgorithmOID.RSA_WITH_SHA256,
+    x509.SignatureAlgorithmOID.RSA_WITH_SHA384,
+    x509.SignatureAlgorithmOID.RSA_WITH_SHA512,
+    x509.SignatureAlgorithmOID.RSASSA_PSS,
+)
+_ECDSA_SIGNATURES = (
+    x509.SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+    x509.SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+    x509.SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+)
+
+
+def _key_kind(algorithm: x509.ObjectIdentifier) -> str | None:
+    """What key a signature algorithm takes; None for one that Go does not verify."""
+    if algorithm in _ECDSA_SIGNATURES:
+        return "ECDSA"
+    if algorithm in _RSA_SIGNATURES:
+        return "RSA"
+    return "Ed25519" if algorithm == x509.SignatureAlgorithmOID.ED25519 else None
+
+
+def _kind_of(key: object) -> str:
+    kinds = {
+        ec.EllipticCurvePublicKey: "ECDSA",
+        rsa.RSAPublicKey: "RSA",
+        ed25519.Ed25519PublicKey: "Ed25519",
+        dsa.DSAPublicKey: "DSA",
+    }
+    return next((name for kind, name in kinds.items() if isinstance(key, kind)), "")
+
+
+def _same_entity(one: x509.Certificate, other: x509.Certificate) -> bool:
+    """Whether a chain would hold the same subject, key and names twice: Go never goes through one again."""
+    names = [_extension(certificate, x509.SubjectAlternativeName) for certificate in (one, other)]
+    return (
+        one.subject.public_bytes() == other.subject.public_bytes()
+        and _spki(one) == _spki(other)
+        and names[0] == names[1]
+    )
+
+
+def _spki(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _by_subject(child: x509.Certificate, pool: Sequence[x509.Certificate]) -> Chain:
@@ -151,7 +249,7 @@ def _by_subject(child: x509.Certificate, pool: Sequence[x509.Certificate]) -> Ch
     def rank(candidate: x509.Certificate) -> int:
         ski = _extension(candidate, x509.SubjectKeyIdentifier)
         has = None if ski is None else ski.digest
-        if has == wanted and has is not None:
+        if has == wanted:
             return 0
         return 1 if has is None or wanted is None else 2
 
@@ -177,9 +275,10 @@ def _unknown_authority(hint: tuple[Exception, x509.Certificate] | None) -> Unkno
 
 
 def _display_name(certificate: x509.Certificate) -> str:
-    for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME):
-        if found := certificate.subject.get_attributes_for_oid(oid):
-            return str(found[0].value)
+    if (found := certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)) and found[-1].value:
+        return str(found[-1].value)
+    if found := certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME):
+        return str(found[0].value)
     return f"serial:{certificate.serial_number}"
 
 

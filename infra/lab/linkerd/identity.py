@@ -22,16 +22,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from infra.lab.client import ApiError, KubeClient
-from infra.lab.linkerd import gopem, httpd, tokens, wire
+from infra.lab.linkerd import goasn1, gopem, httpd, inotify, tokens, versions, wire
 from infra.lab.linkerd.events import Recorder, Reference
 from infra.lab.linkerd.flags import parse_duration, parse_flags
 from infra.lab.linkerd.gotext import go_time, log_line
 from infra.lab.linkerd.issuer import Issuer, IssuerError, Validity, load_verified
-from infra.lab.linkerd.metrics import GrpcMetrics, minor_version
+from infra.lab.linkerd.metrics import GrpcMetrics
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from infra.lab.kubelet.runtime import Container
 
 COMPONENT = "linkerd-identity"
@@ -42,7 +40,8 @@ ROOTS_FILE = "/var/run/linkerd/identity/trust-roots/ca-bundle.crt"
 DEAD_WATCHER_ANNOTATION = "lab.capstan.dev/identity-watcher-dead"
 # On the pod: "NODE=SECONDS", by how much the clock of a node is ahead, for identity there; "*" is any node.
 CLOCK_ANNOTATION = "lab.capstan.dev/identity-clock"
-WATCH_SECONDS = 0.05
+# Where no flag says otherwise (linkerd2, pkg/identity and pkg/tls).
+DEFAULT_LIFETIME, DEFAULT_SKEW = timedelta(hours=24), timedelta(seconds=10)
 
 _GO_CODE_NAMES = {
     grpc.StatusCode.OK: "OK",
@@ -69,26 +68,28 @@ async def program(container: Container) -> int:
 
 
 class Identity:
-    """One running linkerd-identity."""
+    """One running linkerd-identity.
+
+    Attributes:
+        clock_ahead: By how much its clock is ahead of the true time.
+    """
 
     def __init__(self, container: Container) -> None:
         flags = parse_flags(container.args)
+        self._flags = flags
         self._container = container
         self._version = container.image.rpartition(":")[2]
         self._namespace = flags.get("controller-namespace", "linkerd")
-        self._scheme = flags.get("identity-scheme", "linkerd.io/tls")
-        self._trust_domain = flags.get("identity-trust-domain", "cluster.local")
+        self._scheme = flags.get("identity-scheme", "")
+        self._trust_domain = flags.get("identity-trust-domain", "")
         self._port = int(flags.get("addr", ":8080").rpartition(":")[2])
         self._admin_port = int(flags.get("admin-addr", ":9990").rpartition(":")[2])
-        self._validity = Validity(
-            parse_duration(flags.get("identity-issuance-lifetime", "24h0m0s")),
-            parse_duration(flags.get("identity-clock-skew-allowance", "20s")),
-        )
+        self._validity = Validity(DEFAULT_LIFETIME, DEFAULT_SKEW)
         self._roots: list[x509.Certificate] = []
         self._issuer: Issuer | None = None
         self._metrics = GrpcMetrics()
         self._ready = False
-        self._clock_ahead = clock_ahead(container)
+        self.clock_ahead = clock_ahead(container)
         self._client: KubeClient | None = None
         self._recorder: Recorder | None = None
 
@@ -112,33 +113,70 @@ class Identity:
             self._log("info", f"starting admin server on :{self._admin_port}")
             return 1
         self._log("info", f"starting admin server on :{self._admin_port}")
+        if not self._scheme or not self._trust_domain:
+            self._log("info", "Identity disabled in control plane configuration.")
+            return 0
         try:
             self._roots = gopem.trust_anchors(pem)
         except gopem.PemError as error:
             self._log("fatal", f"Failed to read trust anchors: {error}")
             return 1
+        self._validity = self._read_validity()
+        try:
+            watch = inotify.Watch(self._container.path(ISSUER_MOUNT))
+        except OSError as error:
+            self._log("fatal", f"Failed to start creds watcher: {(error.strerror or '').lower()}")
+            return 1
+        with contextlib.closing(watch):
+            return await self._start(watch)
+
+    async def _start(self, watch: inotify.Watch) -> int:
         self._log("info", "Using k8s client with QPS=100.00 Burst=200")
         self._client = self._container.client(user_agent=f"identity/{self._version}")
         self._recorder = Recorder(self._client, COMPONENT)
-        try:
-            self._issuer = self._load()
-        except IssuerError as error:
-            self._log("fatal", f"Failed to initialize identity service: {error}")
+        if problem := await self._initialize(self._client):
+            self._log("fatal", f"Failed to initialize identity service: {problem}")
             return 1
-        self._note_issuer()
-        return await self._serve(self._recorder)
+        return await self._serve(self._recorder, watch)
 
-    async def _serve(self, recorder: Recorder) -> int:
+    async def _initialize(self, client: KubeClient) -> str | None:
+        """May it review tokens, and can it sign? Why not, or None."""
+        try:
+            if problem := await tokens.check_access(client):
+                return problem
+            self._issuer = self._load()
+        except ApiError as error:
+            return error.message
+        except IssuerError as error:
+            return str(error)
+        self._note_issuer()
+        return None
+
+    def _read_validity(self) -> Validity:
+        """The two durations of the flags; one that is none is warned of, and its default stands."""
+        skew = self._duration("identity-clock-skew-allowance", "clock skew allowance", DEFAULT_SKEW)
+        return Validity(self._duration("identity-issuance-lifetime", "issuance lifetime", DEFAULT_LIFETIME), skew)
+
+    def _duration(self, flag: str, what: str, default: timedelta) -> timedelta:
+        text = self._flags.get(flag, "")
+        try:
+            return parse_duration(text) if text else default
+        except ValueError as error:
+            self._log("warning", f"Invalid {what}: {error}")
+            return default
+
+    async def _serve(self, recorder: Recorder, watch: inotify.Watch) -> int:
         self._log("info", f"starting gRPC server on :{self._port}")
         admin = await httpd.start(self._container.ip, self._admin_port, self._admin)
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers((self._grpc_handler(),))
         if server.add_insecure_port(f"{self._container.ip}:{self._port}") == 0:
-            self._log("fatal", f"Failed to listen on :{self._port}: address already in use")
+            text = f"Failed to listen on :{self._port}: listen tcp :{self._port}: bind: address already in use"
+            self._log("fatal", text)
             await admin.stop()
             return 1
         await server.start()
-        tasks = [asyncio.create_task(recorder.run()), asyncio.create_task(self._watch())]
+        tasks = [asyncio.create_task(recorder.run()), asyncio.create_task(self._follow(watch))]
         self._ready = True
         self._container.set_ready(True)
         try:
@@ -155,20 +193,17 @@ class Identity:
 
     # --- the issuer -------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """Follow swaps of `..data`; writing the files in place is not noticed, and a dead watcher notices nothing."""
+    async def _follow(self, watch: inotify.Watch) -> None:
+        """Follow swaps of `..data`, each by itself; writing the files in place is not noticed, and a dead watcher
+        notices nothing.
+        """
         dead = _annotation(self._container, DEAD_WATCHER_ANNOTATION)
         if dead and dead in ("true", self._container.node):
             return
-        link = self._container.path(ISSUER_MOUNT) / "..data"
-        seen = _link_state(link)
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            state = _link_state(link)
-            if state == seen or state is None:
-                continue
-            seen = state
-            self._reload()
+        async with contextlib.aclosing(watch.names()) as names:
+            async for name in names:
+                if name == "..data":
+                    self._reload()
 
     def _reload(self) -> None:
         try:
@@ -190,9 +225,9 @@ class Identity:
 
     def _note_issuer(self) -> None:
         if self._issuer is not None and self._version_shows_issuer():
-            end = self._issuer.certificate.not_valid_after_utc
-            line = log_line(self._now(), "info", "Issuer cert loaded", invalid_after=go_time(end))
-            self._container.log(line)
+            end, now = int(self._issuer.certificate.not_valid_after_utc.timestamp()), int(self._now().timestamp())
+            fields = {"invalid_after": str(end), "process_clock_time": str(now), "ttl_seconds": str(end - now)}
+            self._container.log(log_line(self._now(), "info", "Issuer cert loaded", **fields))
 
     # --- Certify ----------------------------------------------------------------------------------------------------
 
@@ -201,17 +236,19 @@ class Identity:
         return grpc.method_handlers_generic_handler(wire.SERVICE, {"Certify": handler})
 
     async def _certify(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            request = wire.CertifyRequest.decode(data)
+        except wire.WireError:  # before anything counts it
+            text = "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data"
+            await context.abort(grpc.StatusCode.INTERNAL, text)
+            raise
         self._metrics.started()
         begin = time.monotonic()
         try:
-            answer = await self.certify(wire.CertifyRequest.decode(data))
+            answer = await self.certify(request)
         except RefusedError as error:
             self._metrics.handled(_GO_CODE_NAMES[error.code], time.monotonic() - begin)
             await context.abort(error.code, error.details)
-            raise
-        except wire.WireError as error:
-            self._metrics.handled("Internal", time.monotonic() - begin)
-            await context.abort(grpc.StatusCode.INTERNAL, f"grpc: error unmarshalling request: {error}")
             raise
         self._metrics.handled("OK", time.monotonic() - begin)
         return answer.encode()
@@ -222,14 +259,7 @@ class Identity:
         if self._issuer is None:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "cert issuer not ready yet")
         csr = _parse(request)
-        # (2) The CSR asks for exactly the requested identity.
-        _check_csr(csr, request.identity)
-        # (3) The token is that of the requested identity.
-        found = await self._token_identity(request)
-        if found != request.identity:
-            text = f"requested identity did not match provided token: requested={request.identity}; found={found}"
-            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, text)
-        # (4) The issuer in memory still verifies.
+        # (2) The issuer in memory still verifies.
         issuer, now = self._issuer, self._now()
         try:
             issuer.verify(self._roots, now)
@@ -238,6 +268,14 @@ class Identity:
             self._log("error", f"could not process CSR because of CA cert validation failure: {message}")
             self._event(self._deployment, "Warning", "IssuerValidationFailed", message)
             raise RefusedError(grpc.StatusCode.UNKNOWN, str(error)) from error
+        # (3) The CSR asks for exactly the requested identity.
+        _check_csr(csr, request.identity)
+        # (4) The token is that of the requested identity.
+        found = await self._token_identity(request)
+        if found != request.identity:
+            text = f"requested identity did not match provided token: requested={request.identity}; found={found}"
+            self._log_refusal(text)
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, text)
         # (5) Sign.
         try:
             leaf = issuer.issue(csr, self._validity, now)
@@ -255,8 +293,10 @@ class Identity:
         try:
             return await tokens.identity_of(self._client, request.token, suffix)
         except tokens.InvalidTokenError as error:
+            self._log_refusal(f"invalid token provided for {request.identity}: {error}")
             raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
         except tokens.NotAuthenticatedError as error:
+            self._log("info", f"authentication failed for {request.identity}: {error}")
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error
         except ApiError as error:
             text = f"error validating token for {request.identity}: {error.message}"
@@ -273,7 +313,7 @@ class Identity:
 
     def _now(self) -> datetime:
         """By this replica's clock."""
-        return datetime.now(UTC) + self._clock_ahead
+        return datetime.now(UTC) + self.clock_ahead
 
     async def _admin(self, request: httpd.Request) -> httpd.Response:
         answer = self._answer(request)
@@ -283,22 +323,24 @@ class Identity:
         if request.path == "/ping":
             return httpd.Response.text("pong\n")
         if request.path == "/ready":
-            return httpd.Response.text("ok\n") if self._ready else httpd.Response.text("not ready\n", 503)
+            return httpd.Response.text("ok\n") if self._ready else httpd.Response.text("not ready\n", 500)
         if request.path == "/metrics":
             return httpd.Response.text("".join(f"{line}\n" for line in self._metric_lines()))
-        return httpd.NOT_FOUND
+        return httpd.Response.text("404 page not found\n", 404)
 
     def _metric_lines(self) -> list[str]:
         lines = self._metrics.render()
         if self._issuer is not None and self._version_shows_issuer():
-            left = self._issuer.certificate.not_valid_after_utc - self._now()
-            lines.append(f"issuer_cert_ttl_seconds {max(left, timedelta()).total_seconds():.3f}")
+            left = self._issuer.certificate.not_valid_after_utc - self._now()  # below zero once it has ended
+            lines.append(f"issuer_cert_ttl_seconds {left.total_seconds():.3f}")
         return lines
 
     def _version_shows_issuer(self) -> bool:
-        with contextlib.suppress(ValueError):
-            return minor_version(self._version) >= 18
-        return False
+        return versions.shows_issuer(self._version)
+
+    def _log_refusal(self, message: str) -> None:
+        if versions.logs_refusals(self._version):
+            self._log("info", message)
 
     def _event(self, about: Reference, kind: str, reason: str, message: str) -> None:
         if self._recorder is not None:
@@ -318,13 +360,6 @@ def _annotation(container: Container, name: str) -> str:
     return str((container.pod["metadata"].get("annotations") or {}).get(name, ""))
 
 
-def _link_state(link: Path) -> tuple[str, int] | None:
-    try:
-        return str(link.readlink()), link.lstat().st_ino
-    except OSError:
-        return None
-
-
 def _parse(request: wire.CertifyRequest) -> x509.CertificateSigningRequest:
     for value, name in (
         (request.identity, "identity"),
@@ -336,7 +371,8 @@ def _parse(request: wire.CertifyRequest) -> x509.CertificateSigningRequest:
     try:
         return x509.load_der_x509_csr(request.csr)
     except ValueError as error:
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"asn1: structure error: {error}") from error
+        text = goasn1.sequence_error(request.csr, "certificateRequest") or f"asn1: structure error: {error}"
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, text) from error
 
 
 def _check_csr(csr: x509.CertificateSigningRequest, identity: str) -> None:

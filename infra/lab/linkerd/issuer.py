@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.name import _ASN1Type
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from infra.lab.linkerd import gopem, gox509
 from infra.lab.linkerd.gotext import go_now, go_time
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from pathlib import Path
 
-# Which files of the issuer's mount are read, by `-identity-scheme`.
+# Which files of the issuer's mount are read, by `-identity-scheme`; for any other, those of Kubernetes.
+_KUBERNETES_SCHEME = "kubernetes.io/tls"
 SCHEME_FILES = {
     "linkerd.io/tls": ("crt.pem", "key.pem"),
-    "kubernetes.io/tls": ("tls.crt", "tls.key"),
+    _KUBERNETES_SCHEME: ("tls.crt", "tls.key"),
 }
 _PRINTABLE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?")
 
@@ -88,10 +89,11 @@ class Issuer:
             raise IssuerError("x509: requested SignatureAlgorithm does not match private key type")
         # The end is clamped to whatever in the issuer's own file ends first; the root only counts if it is in there.
         end = min([now + validity.lifetime + validity.skew, *(c.not_valid_after_utc for c in self.chain)])
+        subject = _as_go_encodes(csr.subject)
         builder = (
             x509.CertificateBuilder()
             .serial_number(serial)
-            .subject_name(_as_go_encodes(csr.subject))
+            .subject_name(subject)
             .issuer_name(self.certificate.subject)
             .public_key(public)
             .not_valid_before((now - validity.skew).replace(microsecond=0))
@@ -104,8 +106,10 @@ class Issuer:
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), critical=False
             )
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        dns = [x509.DNSName(name) for name in names.get_values_for_type(x509.DNSName)]  # Go reads no other kinds
         # RFC 5280 4.2.1.6: without a subject the names are critical (so is the recorded leaf cert-4 of trace 08).
-        return builder.add_extension(names, critical=not list(csr.subject)).sign(self.key, hashes.SHA256())
+        extension = x509.SubjectAlternativeName(dns)
+        return builder.add_extension(extension, critical=not list(subject)).sign(self.key, hashes.SHA256())
 
 
 def load(directory: Path, scheme: str, mount: str) -> Issuer:
@@ -118,7 +122,7 @@ def load(directory: Path, scheme: str, mount: str) -> Issuer:
     Raises:
         IssuerError: "failed to read CA from disk: …".
     """
-    certificate_file, key_file = SCHEME_FILES[scheme]
+    certificate_file, key_file = SCHEME_FILES.get(scheme, SCHEME_FILES[_KUBERNETES_SCHEME])
     try:
         key = gopem.private_key(_read(directory, key_file, mount))
         chain = gopem.issuer_chain(_read(directory, certificate_file, mount))
@@ -184,18 +188,44 @@ def _subject_key_identifier(certificate: x509.Certificate) -> x509.SubjectKeyIde
 
 
 def _as_go_encodes(name: x509.Name) -> x509.Name:
-    """The same name with the string types Go chooses: PrintableString where the characters allow it."""
-    attributes = []
-    for attribute in name:
-        value = attribute.value
-        printable = isinstance(value, str) and _PRINTABLE.issuperset(value)
-        kind = _ASN1Type.PrintableString if printable else _ASN1Type.UTF8String
-        attributes.append(x509.NameAttribute(attribute.oid, value, kind) if isinstance(value, str) else attribute)
-    return x509.Name(attributes)
+    """The same name as Go writes it again (pkix.Name): the kinds it knows, in its order, others left out.
+
+    Several values of a kind share one set; of common names and serial numbers the last counts. A value is a
+    PrintableString where its characters allow it, else a UTF8String.
+    """
+    sets = []
+    for oid in _GO_KINDS:
+        values = [str(attribute.value) for attribute in name.get_attributes_for_oid(oid)]
+        if oid in (NameOID.COMMON_NAME, NameOID.SERIAL_NUMBER):
+            values = [value for value in values[-1:] if value]
+        if values:
+            attributes = [x509.NameAttribute(oid, v, _string_type(v), _validate=False) for v in dict.fromkeys(values)]
+            sets.append(x509.RelativeDistinguishedName(attributes))
+    return x509.Name(sets)
+
+
+_GO_KINDS = (
+    NameOID.COUNTRY_NAME,
+    NameOID.ORGANIZATION_NAME,
+    NameOID.ORGANIZATIONAL_UNIT_NAME,
+    NameOID.LOCALITY_NAME,
+    NameOID.STATE_OR_PROVINCE_NAME,
+    NameOID.STREET_ADDRESS,
+    NameOID.POSTAL_CODE,
+    NameOID.COMMON_NAME,
+    NameOID.SERIAL_NUMBER,
+)
+
+
+def _string_type(value: str) -> _ASN1Type:
+    return _ASN1Type.PrintableString if _PRINTABLE.issuperset(value) else _ASN1Type.UTF8String
 
 
 def _go_public_key(key: object) -> str:
+    """A key as Go prints it with %+v."""
     if isinstance(key, rsa.RSAPublicKey):
         numbers = key.public_numbers()
         return f"&{{N:+{numbers.n} E:{numbers.e}}}"
-    return type(key).__name__
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return f"[{' '.join(str(byte) for byte in key.public_bytes_raw())}]"
+    return "<nil>"  # a kind of key that Go does not know

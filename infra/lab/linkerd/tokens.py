@@ -23,8 +23,8 @@ class NotAuthenticatedError(ValueError):
 async def identity_of(client: KubeClient, token: bytes, identity_suffix: str) -> str:
     """The mesh identity of the service account that `token` belongs to.
 
-    The token is reviewed for Linkerd's own audience first, then for the API server's default one: a token of either
-    is accepted (trace 08), and the message of a refusal is that of the second review.
+    The token is reviewed for Linkerd's own audience; if that fails because of its audiences, for the API server's
+    default one: a token of either is accepted (trace 08), and the message of a refusal is that of the last review.
 
     Args:
         identity_suffix: What follows `<sa>.<ns>.serviceaccount.`, e.g. `identity.linkerd.cluster.local`.
@@ -34,20 +34,38 @@ async def identity_of(client: KubeClient, token: bytes, identity_suffix: str) ->
         ApiError: If the review itself failed.
     """
     status = await _review(client, token, [AUDIENCE])
-    if status.get("error") or not status.get("authenticated"):
+    if "token audiences" in status.get("error", ""):
         status = await _review(client, token, None)
     if error := status.get("error"):
         raise InvalidTokenError(error)
     if not status.get("authenticated"):
-        raise NotAuthenticatedError("authentication failed")
-    parts = str(status["user"]["username"]).split(":")
+        raise NotAuthenticatedError("authentication token could not be authenticated")
+    username = str((status.get("user") or {}).get("username", ""))
+    parts = username.split(":")
     if len(parts) != 4 or parts[0] != "system":
-        raise InvalidTokenError("Username must be in form system:TYPE:NS:SA")
+        raise InvalidTokenError(f"Username must be in form system:TYPE:NS:SA: {username}")
     _, kind, namespace, account = parts
     for label in (kind, namespace, account):
         if not _LABEL.fullmatch(label):
             raise InvalidTokenError(f"Not a label: {label}")
     return f"{account}.{namespace}.{kind}.{identity_suffix}"
+
+
+async def check_access(client: KubeClient) -> str | None:
+    """Why this program may not review tokens; None if it may.
+
+    Raises:
+        ApiError: If that cannot be asked.
+    """
+    attributes = {"group": "authentication.k8s.io", "version": "v1", "resource": "tokenreviews", "verb": "create"}
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer = await client.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
+    status = answer.get("status") or {}
+    return None if status.get("allowed") else f"Unable to create kubernetes token reviews: {status.get('reason', '')}"
 
 
 async def _review(client: KubeClient, token: bytes, audiences: list[str] | None) -> dict[str, Any]:

@@ -11,6 +11,8 @@ Names of metrics are in `metrics`.
 
 from __future__ import annotations
 
+import re
+
 from infra.lab.linkerd.metrics import minor_version
 
 _OWN_NAMES_SINCE = 19
@@ -44,3 +46,23 @@ def native_by_default(version: str) -> bool:
 def hashes_injected_roots(version: str) -> bool:
     """Whether injected pods have the annotation `linkerd.io/trust-root-sha256`."""
     return not version.endswith("2.12.0")
+
+
+def shows_issuer(version: str) -> bool:
+    """Whether identity tells when its issuer ends, in its log and as `issuer_cert_ttl_seconds` (edge-25.2.1)."""
+    return _since(version, edge=(25, 2, 1), minor=18)
+
+
+def logs_refusals(version: str) -> bool:
+    """Whether identity logs the tokens that it refuses at level info, and not only in debug (edge-24.3.2)."""
+    return _since(version, edge=(24, 3, 2), minor=16)
+
+
+def _since(version: str, *, edge: tuple[int, int, int], minor: int) -> bool:
+    """False for what is no version, such as a build of one's own."""
+    if found := re.fullmatch(r"edge-(\d+)\.(\d+)\.(\d+)", version):
+        return (int(found[1]), int(found[2]), int(found[3])) >= edge
+    try:
+        return minor_version(version) >= minor
+    except ValueError:
+        return False

@@ -185,6 +185,7 @@ class Replay:
         self.roots = Volume(self.directory / "roots")
         self.ip = f"127.251.{random.randint(1, 254)}.{random.randint(2, 254)}"
         self.container: Container | None = None
+        self.identity: identity.Identity | None = None
         self._process: asyncio.Task[int] | None = None
 
     def give_issuer(self, certificate: str, key: str) -> None:
@@ -196,7 +197,14 @@ class Replay:
     def give_roots(self, *roots: pki.KeyPair, suffix: str = "") -> None:
         self.roots.swap({"ca-bundle.crt": "".join(root.certificate_pem for root in roots) + suffix})
 
-    def start(self, annotations: dict[str, str] | None = None, *, lifetime: str = "24h0m0s", skew: str = "20s") -> None:
+    def start(
+        self,
+        annotations: dict[str, str] | None = None,
+        *,
+        lifetime: str = "24h0m0s",
+        skew: str = "20s",
+        scheme: str = "kubernetes.io/tls",
+    ) -> None:
         metadata = {"name": "linkerd-identity-0", "namespace": "linkerd", "uid": "u", "annotations": annotations or {}}
         args = [
             "identity",
@@ -204,7 +212,7 @@ class Replay:
             "-identity-trust-domain=cluster.local",
             f"-identity-issuance-lifetime={lifetime}",
             f"-identity-clock-skew-allowance={skew}",
-            "-identity-scheme=kubernetes.io/tls",
+            f"-identity-scheme={scheme}",
         ]
         self.container = Container(
             pod={"metadata": metadata},
@@ -220,7 +228,8 @@ class Replay:
                 SERVICE_ACCOUNT_DIRECTORY: self.directory / "account",
             },
         )
-        self._process = asyncio.create_task(identity.program(self.container))
+        self.identity = identity.Identity(self.container)
+        self._process = asyncio.create_task(self.identity.run())
 
     async def wait_ready(self) -> None:
         assert self.container is not None
