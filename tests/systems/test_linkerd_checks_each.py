@@ -322,6 +322,11 @@ CASES = [
         "replica linkerd-identity-2 on node b: 90 s behind",
     ),
     case(
+        "capstan-trust", "workloads outside the cluster are accounted for",
+        "https://linkerd.io/2/tasks/adding-non-kubernetes-workloads/", ERROR,
+        lambda: healthy(outside=Answer(({"metadata": {"name": "db-1", "namespace": "vms"}},))), "vms/db-1",
+    ),
+    case(
         "capstan-trust", "identity reports no trouble with its issuer", EXPIRED_PAGE, WARNING,
         lambda: healthy(events=Answer((skip_event(),))), "IssuerUpdateSkipped",
     ),

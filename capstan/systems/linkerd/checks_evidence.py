@@ -28,6 +28,7 @@ from capstan.systems.linkerd.layout import (
     config_values,
 )
 from capstan.systems.linkerd.observe import CONCURRENCY, PEER_TIMEOUT
+from capstan.systems.linkerd.outside import external_workloads
 from capstan.systems.linkerd.owners import release_drift
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Evidence:
         extension_pods: Pods in those namespaces, meshed or not.
         leases: Of the nodes.
         clocks_read: When nodes and Leases were read, by our clock: a Lease renewed since `now` is not ahead of it.
+        outside: Machines outside the cluster that are in the mesh.
         release_drift: How the Helm release that owns the trust roots differs from them; empty if it does not.
     """
 
@@ -94,6 +96,7 @@ class Evidence:
     has_config: bool = True
     since: timedelta = field(default=RECENT)
     release_drift: str = ""
+    outside: Answer[tuple[Object, ...]] = field(default_factory=lambda: Answer(()))
 
     @property
     def namespace(self) -> str:
@@ -153,6 +156,7 @@ def gather(
         has_config=config is not None,
         bundle_text=str((roots.get("data") or {}).get(TRUST_ROOTS_KEY, "")),
         release_drift=release_drift(cluster, roots, view.bundle.fingerprints),
+        outside=Answer.to(lambda: external_workloads(cluster), none),
         issuer_secret=Answer.to(lambda: cluster.get(SECRETS, ISSUER, namespace), {}),
         pods=pods,
         replica_sets=Answer.to(lambda: cluster.list(REPLICA_SETS, namespace).items, none),

@@ -11,6 +11,7 @@ from capstan.systems.base import CheckResult, Severity
 from capstan.systems.linkerd.checks_report import HINTS, OURS, TRUST, listed, result, skipped
 from capstan.systems.linkerd.checks_webhooks import served_check
 from capstan.systems.linkerd.layout import IDENTITY, TRUST_ROOTS, short
+from capstan.systems.linkerd.outside import BY_HAND, TURNED, by_hand, described
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,7 @@ TOLERANCE: Final = timedelta(seconds=60)
 """How far apart two issuers must end to be told apart by a time to live (facts 3)."""
 OVERDUE: Final = 0.9
 """A proxy renews at 70 % of what remains (linkerd2-proxy, identity-client/certify.rs), so none is this far on."""
+OUTSIDE_PAGE: Final = "https://linkerd.io/2/tasks/adding-non-kubernetes-workloads/"
 IDENTITY_PAGE: Final = "https://linkerd.io/2/tasks/replacing_expired_certificates/"
 BAD_EVENTS: Final = ("IssuerUpdateSkipped", "IssuerValidationFailed")
 
@@ -31,6 +33,7 @@ def trust_checks(evidence: Evidence) -> Iterable[CheckResult]:
     """Every live proxy's roots and leaf, identity's memory, and the places that must say the same."""
     peers = [proxy.peer for proxy in evidence.view.proxies]
     yield from _leaves(evidence, peers)
+    yield _outside(evidence)
     yield _memory(evidence)
     yield _clocks(evidence)
     yield _events(evidence)
@@ -90,6 +93,22 @@ def _strangers(peers: list[Peer]) -> list[str]:
             more = f" and {len(against) - 3} more" if len(against) > 3 else ""
             found.append(f"{peer.name} is not trusted by {', '.join(against[:3])}{more}")
     return found
+
+
+def _outside(evidence: Evidence) -> CheckResult:
+    """Whom nobody here can ask, somebody has to answer for: cut off, such a machine is found out by its users."""
+    about = TRUST, "workloads outside the cluster are accounted for", OUTSIDE_PAGE, Severity.ERROR
+    if evidence.outside.problem:
+        return result(*about, f"it is not known whether there are any: {evidence.outside.problem}")
+    left = [item for item in evidence.outside.value if not by_hand(item)]
+    if left:
+        head = (
+            "Their proxies keep trust roots of their own, and cannot be asked for them. Who turns them beside each"
+            f" phase says so: kubectl annotate externalworkload NAME -n NAMESPACE {TURNED}={BY_HAND}"
+        )
+        return result(*about, listed(head, [described(item) for item in left]))
+    head = f"Turned by hand ({TURNED}={BY_HAND}); no gate waits for these:"
+    return result(*about, listed(head, [described(item) for item in evidence.outside.value]), harmless=True)
 
 
 def _memory(evidence: Evidence) -> CheckResult:

@@ -12,6 +12,7 @@ from capstan.pki.bundle import Bundle
 from capstan.systems.linkerd.control_plane import why_stale
 from capstan.systems.linkerd.layout import short
 from capstan.systems.linkerd.observe import observe
+from capstan.systems.linkerd.outside import left_to_their_keepers
 from capstan.systems.linkerd.pods import (
     has_ended,
     literal_anchors,
@@ -61,7 +62,8 @@ def restart_data_plane(
     """
     until = cluster.clock() + seconds
     restarted: list[Restarted] = []
-    skipped = {entry.owner: entry for entry in dormant(cluster, roots)}
+    left_alone = (*dormant(cluster, roots), *left_to_their_keepers(cluster))
+    skipped = {entry.owner: entry for entry in left_alone}
     stale: dict[Owner, tuple[PodRef, ...]] = {}
     for attempt in range(1, ROUNDS + 1):
         view = _look(cluster, namespace, now)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from capstan.systems.linkerd.checks_hooks import HOOKS, VIZ_HOOKS, Hook
 from capstan.systems.linkerd.layout import CONFIG, IDENTITY, ISSUER, OVERRIDES, TRUST_ROOTS
+from capstan.systems.linkerd.outside import GROUP
 from capstan.systems.rights import Need, Purpose, needs
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def linkerd(namespace: str) -> Iterator[Need]:
     yield from needs("list", "leases", "see whether the nodes' clocks agree", group="coordination.k8s.io",
                      namespace=_NODE_LEASES)  # fmt: skip
     yield from needs("list", "namespaces", "find Linkerd's extensions")
+    yield from needs("list", "externalworkloads", "know who is in the mesh and cannot be asked", group=GROUP)
     rotate = partial(needs, to=Purpose.ROTATE)
     yield from rotate("create", "pods", "rehearse a pod's birth (dry run)", kinds=_ROOTS)
     rotate = partial(rotate, namespace=namespace)
