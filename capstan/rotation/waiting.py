@@ -39,6 +39,7 @@ class Look:
         waiting_for: Who has not arrived, with the reason.
         until: When the wait ends at the latest, aware UTC.
         observed: Whether that is the end of a leaf that is waited for, which the next look sees as well.
+        assumed: Whether it is the end of a leaf that cannot be seen, which no later look puts off.
     """
 
     gate: str
@@ -48,10 +49,13 @@ class Look:
     waiting_for: tuple[str, ...]
     until: datetime
     observed: bool = False
+    assumed: bool = False
 
     @property
     def wait(self) -> str:
         """Names the wait in the record. A bound that is observed anew each time is not taken for one that is not."""
+        if self.assumed:
+            return _unread(self.gate)
         return f"{self.gate}, for leaves" if self.observed else self.gate
 
 
@@ -100,6 +104,7 @@ def _watch(
     began, aim = rotation.now(), rotation.aim
     # The bound of a wait that an earlier process began; looked at only once something has to be waited for.
     kept: datetime | None = None
+    unseen = _Unseen(rotation, gate)
     systems = tuple(rotation.systems.values())
     seen = rotation.recent()
     while True:
@@ -111,7 +116,8 @@ def _watch(
             far = aim.progress(seen, behind)
             done, total = far.done, far.total
             watcher().count(done, total, far.waiting_for)
-        if _decides(rotation, result, kept) and not everybody_read(systems):
+        bound = unseen.bound(result, rotation.now()) or kept
+        if _decides(rotation, result, bound) and not everybody_read(systems):
             seen = rotation.observe()
             continue
         if result.open:
@@ -121,6 +127,8 @@ def _watch(
             return Look(gate, True, done, total, (), rotation.now())
         if result.contradictions or result.overdue:
             rotation.note("gate-refused", {"phase": phase.value, "evidence": list(result.evidence)})
+            if patience is not None:
+                rotation.drop_deadlines(gate)  # whoever runs this again has seen to it: the wait begins anew
             try:
                 result.require()
             except GateRefused as error:
@@ -130,20 +138,54 @@ def _watch(
         if result.bound is None and kept is None:
             # While leaves bounded the wait it did not run; what is still missing now has the time of a restart.
             kept = rotation.deadline(gate) or now + rotation.domain.policy.restart_deadline
-        bound = result.bound or kept
+        bound = bound or kept
         assert bound is not None  # noqa: S101  # one of the two was just set
         if now > bound:
             rotation.drop_deadlines(gate)  # whoever runs this again has seen to the stragglers: the wait begins anew
             raise _timed_out(rotation, phase, result, bound)
-        if patience is not None and now - began >= patience and bound - now > patience:
-            return Look(gate, False, done, total, result.waiting_for, bound, observed=result.bound is not None)
+        if patience is not None and not unseen.late and now - began >= patience and bound - now > patience:
+            observed, assumed = result.bound is not None, bool(result.assumed)
+            return Look(gate, False, done, total, result.waiting_for, bound, observed, assumed)
         rotation.sleep(_pause(now, bound))
         seen = glance(systems, rotation.observe)
 
 
-def _decides(rotation: Rotation, result: GateResult, kept: datetime | None) -> bool:
+class _Unseen:
+    """The bound of a wait for leaves that nobody can see: one life of a leaf from when the same one was first missing.
+
+    Whose are missing may be others at each look: pods that are just starting. Each of them is waited for anew.
+    """
+
+    def __init__(self, rotation: Rotation, gate: str) -> None:
+        self.late = False
+        """An earlier process waited to the end of it: who is missing now has the time of a restart, in this process."""
+        self._rotation = rotation
+        self._gate = gate
+        self._bound: datetime | None = None
+        self._missing: frozenset[str] | None = None
+
+    def bound(self, result: GateResult, now: datetime) -> datetime | None:
+        """The bound of a result, its own where it was seen."""
+        if not result.assumed:
+            self._missing, self.late = frozenset(), False
+            return result.bound
+        missing = frozenset(result.assumed)
+        if self._missing is None:
+            self._bound, self._missing = self._rotation.deadline(_unread(self._gate)), missing
+            if self._bound is not None and self._bound < now:
+                self._bound, self.late = now + self._rotation.domain.policy.restart_deadline, True
+        self._missing &= missing
+        if not self._missing or self._bound is None:
+            self._bound, self._missing, self.late = result.bound, missing, False
+        return max((end for end in (result.observed, self._bound) if end is not None), default=None)
+
+
+def _unread(gate: str) -> str:
+    return f"{gate}, for what cannot be read"
+
+
+def _decides(rotation: Rotation, result: GateResult, bound: datetime | None) -> bool:
     """Whether a wait would end by this result, one way or another: then everybody has to be read for it."""
-    bound = result.bound or kept
     ends = result.open or bool(result.contradictions) or bool(result.overdue)
     return ends or (bound is not None and rotation.now() > bound)
 

@@ -6,7 +6,7 @@ ones are, and evidence that moves a peer forward never closes one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,10 @@ class GateResult:
         bound: Until when the waiting can last at most, from the observed notAfter of the leaves waited for; None when
             nothing observed bounds it.
         overdue: The bound has passed and somebody is still being waited for.
+        assumed: Whose leaf's end was not seen: what cannot be read, and what may still sign another. `bound` has a
+            whole leaf lifetime for them, from the observation on: whoever looks again counts it from the first look at
+            which the same ones were there, else such a wait never ends.
+        observed: `bound` without those; None when nothing observed bounds the rest.
     """
 
     phase: Phase
@@ -42,6 +46,8 @@ class GateResult:
     contradictions: tuple[str, ...]
     bound: datetime | None
     overdue: bool
+    assumed: tuple[str, ...] = ()
+    observed: datetime | None = None
 
     @property
     def open(self) -> bool:
@@ -83,6 +89,35 @@ class GateResult:
                 expected="nobody to wait for" + (f", at the latest by {self.bound:%F %T}Z" if self.bound else ""),
             )
         return self
+
+
+@dataclass(slots=True)
+class LeafEnds:
+    """When the leaves that are waited for end at the latest.
+
+    Attributes:
+        observed: The last end that was seen; None while none was.
+        latest: The last end of those that cannot be seen: a whole leaf lifetime from the observation on.
+        assumed: Who those are.
+    """
+
+    observed: datetime | None = None
+    latest: datetime | None = None
+    assumed: list[str] = field(default_factory=list)
+
+    @property
+    def bound(self) -> datetime | None:
+        """The later of the two."""
+        return max((end for end in (self.observed, self.latest) if end is not None), default=None)
+
+    def seen(self, end: datetime) -> None:
+        """A leaf was seen that ends then."""
+        self.observed = max(self.observed or end, end)
+
+    def assume(self, who: str, latest: datetime) -> None:
+        """A leaf cannot be seen, or may still be signed."""
+        self.assumed.append(who)
+        self.latest = max(self.latest or latest, latest)
 
 
 def may_enter(
@@ -204,7 +239,8 @@ class _Gate:
 
     def result(self) -> GateResult:
         waiting = tuple(dict.fromkeys(self.waiting))
-        bound = self._bound() if waiting else None
+        ends = self._ends() if waiting else LeafEnds()
+        bound = ends.bound
         return GateResult(
             phase=self.phase,
             evidence=tuple(dict.fromkeys(self.evidence)),
@@ -212,40 +248,41 @@ class _Gate:
             contradictions=tuple(dict.fromkeys(self.contradictions)),
             bound=bound,
             overdue=bound is not None and self.now > bound,
+            assumed=tuple(ends.assumed),
+            observed=ends.observed,
         )
 
-    def _bound(self) -> datetime | None:
-        """The end of the last leaf that has to be renewed first; None where nothing observed bounds the wait.
+    def _ends(self) -> LeafEnds:
+        """The ends of the leaves that have to be renewed first; none where nothing observed bounds the wait.
 
         DISTRUST waits for leaves of other roots. ISSUE and DONE wait for trust stores: where these come with the leaf
         (Istio), for the leaves of the peers that are behind; elsewhere they come with a restart, which no leaf bounds.
         """
         if not self.new:
-            return None
+            return LeafEnds()
         if self.phase is Phase.DISTRUST:
-            return self._last_leaf_of_others()
+            return self._leaves_of_others()
+        ends = LeafEnds()
         goal = {Phase.ISSUE: Phase.TRUST, Phase.DONE: Phase.DISTRUST}.get(self.phase)
-        if goal is None:
-            return None
-        behind = stores_behind(self.observation, goal, self.old, self.new)
-        return max((peer.leaf.not_after for peer in behind if peer.leaf is not None), default=None)
+        behind = stores_behind(self.observation, goal, self.old, self.new) if goal is not None else ()
+        for peer in behind:
+            if peer.leaf is not None:
+                ends.seen(peer.leaf.not_after)
+        return ends
 
-    def _last_leaf_of_others(self) -> datetime | None:
-        """The end of the last leaf that is not of the new root.
-
-        A leaf that cannot be read, and one that a not yet switched issuer (or signer) may still give out, live a whole
-        leaf lifetime from the observation on.
-        """
-        ends = []
+    def _leaves_of_others(self) -> LeafEnds:
+        """The ends of the leaves that are not of the new root."""
+        ends = LeafEnds()
         for cluster in self.observation.clusters:
             latest = self.observation.taken_at + timedelta(seconds=cluster.leaf_lifetime)
             if cluster.issuer is None or not cluster.issuer.anchors & self.new:
-                ends.append(latest)
-            if any(signer.issuer is None or not signer.anchors & self.new for signer in cluster.signers):
-                ends.append(latest)
+                ends.assume(f"{cluster.name}: issuer", latest)
+            for signer in cluster.signers:
+                if signer.issuer is None or not signer.anchors & self.new:
+                    ends.assume(f"{cluster.name}: {signer.name}", latest)
             for peer in cluster.peers:
                 if peer.leaf is None:
-                    ends.append(latest)
+                    ends.assume(peer.name, latest)
                 elif not peer.leaf.anchors & self.new:
-                    ends.append(peer.leaf.not_after)
-        return max(ends, default=None)
+                    ends.seen(peer.leaf.not_after)
+        return ends

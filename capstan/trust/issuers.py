@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from capstan.errors import InvalidInput
 from capstan.pki.clock import require_aware
-from capstan.trust.gates import MAX_AGE, GateResult
+from capstan.trust.gates import MAX_AGE, GateResult, LeafEnds
 from capstan.trust.observation import ClusterObservation, Fingerprint, Issuer, Observation
 from capstan.trust.phase import Phase, Progress
 from capstan.trust.plan import NEVER_RESTARTED, Plan
@@ -28,6 +28,7 @@ from capstan.trust.steps import LeafRenewal, Policy, Step, StepKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 Issuers: TypeAlias = Mapping[str, Fingerprint]
 """Cluster -> fingerprint of its issuer."""
@@ -113,7 +114,8 @@ def may_enter_issuer(
         found = issuer_progress(observation, Phase.ISSUE, goal)
         evidence.append(f"issue: {found.done} of {found.total} peers")
         waiting.extend(found.waiting_for)
-    bound = _bound(observation, goal) if waiting and phase is Phase.DONE else None
+    ends = _ends(observation, goal) if waiting and phase is Phase.DONE else LeafEnds()
+    bound = ends.bound
     return GateResult(
         phase=phase,
         evidence=tuple(dict.fromkeys(evidence)),
@@ -121,6 +123,8 @@ def may_enter_issuer(
         contradictions=tuple(dict.fromkeys(contradictions)),
         bound=bound,
         overdue=bound is not None and now > bound,
+        assumed=tuple(ends.assumed),
+        observed=ends.observed,
     )
 
 
@@ -261,21 +265,23 @@ def _switched(observation: Observation, goal: Issuers, anchors: Mapping[str, fro
     )
 
 
-def _bound(observation: Observation, goal: Issuers) -> datetime | None:
-    """The end of the last leaf of another issuer; one that may still be signed lives a whole leaf lifetime from now."""
-    ends = []
+def _ends(observation: Observation, goal: Issuers) -> LeafEnds:
+    """The ends of the leaves of other issuers; one that may still be signed lives a whole leaf lifetime from now."""
+    ends = LeafEnds()
     for cluster in observation.clusters:
         wanted = goal.get(cluster.name)
         latest = observation.taken_at + timedelta(seconds=cluster.leaf_lifetime)
-        configured = cluster.issuer is not None and cluster.issuer.fingerprint == wanted
-        if not configured or any(signer.issuer != wanted for signer in cluster.signers):
-            ends.append(latest)
+        if cluster.issuer is None or cluster.issuer.fingerprint != wanted:
+            ends.assume(f"{cluster.name}: issuer", latest)
+        for signer in cluster.signers:
+            if signer.issuer != wanted:
+                ends.assume(f"{cluster.name}: {signer.name}", latest)
         for peer in cluster.peers:
             if peer.leaf is None:
-                ends.append(latest)
+                ends.assume(peer.name, latest)
             elif peer.leaf.issuer != wanted:
-                ends.append(peer.leaf.not_after)
-    return max(ends, default=None)
+                ends.seen(peer.leaf.not_after)
+    return ends
 
 
 def _domain(cluster: ClusterObservation, goal: Issuers) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.config import RotationPolicy, TrustDomain
-from capstan.errors import GateTimedOut
+from capstan.errors import GateRefused, GateTimedOut
 from capstan.evidence import Evidence, signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.pki.mint import RootPolicy, mint_root
@@ -21,7 +22,7 @@ from capstan.vaults.opening import open_vault
 from capstan.window import MaintenanceWindow
 from flows.waiting import await_window, next_look
 from tests.support.apiserver import Running
-from tests.trust.domains import NEW, NOW, cluster, only, peer, settled
+from tests.trust.domains import NEW, NOW, OTHER, cluster, only, peer, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,11 +166,110 @@ def test_past_its_deadline_a_wait_names_who_is_missing_and_the_next_run_waits_an
     assert look.until > mesh.time
 
 
+def test_a_wait_that_was_refused_leaves_no_deadline_for_the_run_after_the_cure(opened: Rotation, mesh: Mesh) -> None:
+    mesh.then(NOW, half_trusting())
+    opened.keep_deadline(watch_gate(opened, Phase.ISSUE, MINUTE))
+    stranger = peer("stranger-1", trusts=BOTH, anchors=only(OTHER))
+    mesh.then(NOW + 10 * MINUTE, replace(half_trusting(), peers=(*half_trusting().peers, stranger)))
+    mesh.time = NOW + 10 * MINUTE
+    with pytest.raises(GateRefused):
+        watch_gate(opened, Phase.ISSUE, MINUTE)
+    mesh.time = NOW + 50 * MINUTE
+    mesh.then(mesh.time, half_trusting())
+    assert watch_gate(opened, Phase.ISSUE, MINUTE).until > mesh.time
+
+
 def test_a_short_rest_of_a_wait_is_waited_out_in_the_process(opened: Rotation, mesh: Mesh) -> None:
     until = NOW + 90 * timedelta(seconds=1)
     mesh.then(NOW, half_renewed(until))
     mesh.then(until - timedelta(seconds=10), settled(BOTH, NEW))
     assert watch_gate(opened, Phase.DISTRUST, 2 * MINUTE).open
+
+
+LIFE = 10 * MINUTE
+
+
+def unreadable(*pods: str, until: datetime | None = None) -> ClusterObservation:
+    """Everybody trusts both and the issuer is new, but of some nobody can say what they present: a node was lost."""
+    lost = [peer(pod, trusts=BOTH, anchors=None, owner=pod, why="node is gone") for pod in pods]
+    late = [peer("old-1", trusts=BOTH, anchors=only(OLD), until=until, owner="old")] if until else []
+    well = peer(trusts=BOTH, anchors=only(NEW), until=NOW + 48 * HOUR)
+    seen = cluster([well, *late, *lost], bundle=BOTH, issuer=only(NEW))
+    return replace(seen, leaf_lifetime=LIFE.total_seconds())
+
+
+@pytest.fixture
+def bounded(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that never ends is told instead of waited for."""
+    sleep = mesh.sleep
+
+    def bounded_sleep(seconds: float) -> None:
+        assert mesh.time < NOW + 3 * HOUR, "nobody ends this wait"
+        sleep(seconds)
+
+    monkeypatch.setattr(mesh, "sleep", bounded_sleep)
+
+
+@pytest.mark.usefixtures("bounded")
+def test_a_proxy_that_stays_unreadable_is_named_once_any_old_leaf_of_it_must_have_ended(
+    opened: Rotation, mesh: Mesh
+) -> None:
+    opened.sleep = mesh.sleep
+    mesh.then(NOW, unreadable("lost-1"))
+    with pytest.raises(GateTimedOut) as timed_out:
+        watch_gate(opened, Phase.DISTRUST)
+    assert any("lost-1" in name and "node is gone" in name for name in timed_out.value.stragglers)
+    assert NOW + LIFE <= mesh.time <= NOW + LIFE + 2 * MINUTE
+
+
+@pytest.mark.usefixtures("bounded")
+def test_leaves_that_are_seen_to_live_on_are_waited_for_beside_the_unreadable(opened: Rotation, mesh: Mesh) -> None:
+    opened.sleep = mesh.sleep
+    mesh.then(NOW, unreadable("lost-1", until=NOW + 2 * LIFE))
+    mesh.then(NOW + 2 * LIFE - MINUTE, unreadable("lost-1"))
+    with pytest.raises(GateTimedOut):
+        watch_gate(opened, Phase.DISTRUST)
+    assert NOW + 2 * LIFE - MINUTE <= mesh.time <= NOW + 2 * LIFE + MINUTE
+
+
+def test_proxies_that_come_and_go_are_each_waited_for_anew(opened: Rotation, mesh: Mesh) -> None:
+    for minute in range(40):
+        mesh.then(NOW + minute * MINUTE, unreadable(f"starting-{minute // 5}"))
+    mesh.then(NOW + 40 * MINUTE, settled(BOTH, NEW))
+    assert watch_gate(opened, Phase.DISTRUST).open
+    assert mesh.time >= NOW + 40 * MINUTE
+
+
+@pytest.mark.usefixtures("bounded")
+def test_a_run_that_leaves_its_process_does_not_wait_for_the_unreadable_anew_each_time(
+    opened: Rotation, mesh: Mesh
+) -> None:
+    opened.sleep = mesh.sleep
+    mesh.then(NOW, unreadable("lost-1"))
+
+    def come_back_until_it_ends() -> None:
+        for _ in range(50):
+            look = watch_gate(opened, Phase.DISTRUST, MINUTE)
+            opened.keep_deadline(look)
+            mesh.time = next_look(mesh.time, look.until, MINUTE)
+
+    with pytest.raises(GateTimedOut) as timed_out:
+        come_back_until_it_ends()
+    assert any("lost-1" in name for name in timed_out.value.stragglers)
+    restart = opened.domain.policy.restart_deadline
+    assert NOW + LIFE <= mesh.time <= NOW + LIFE + restart + 5 * MINUTE
+    assert opened.record().deadlines == {}
+
+
+def test_whoever_is_unreadable_when_a_run_comes_back_late_has_the_time_of_a_restart(
+    opened: Rotation, mesh: Mesh
+) -> None:
+    mesh.then(NOW, unreadable("lost-1"))
+    opened.keep_deadline(watch_gate(opened, Phase.DISTRUST, MINUTE))
+    mesh.time = NOW + 40 * MINUTE  # nobody looked for long; the lost one is back, and another one is just starting
+    mesh.then(mesh.time, unreadable("starting-1"))
+    mesh.then(mesh.time + 5 * MINUTE, settled(BOTH, NEW))
+    assert watch_gate(opened, Phase.DISTRUST, MINUTE).open
 
 
 def test_a_day_is_looked_at_a_few_times_and_once_more_at_its_end() -> None:
