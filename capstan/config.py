@@ -36,6 +36,25 @@ def _dns_label(value: str) -> str:
 DnsLabel = Annotated[str, AfterValidator(_dns_label)]
 
 
+# A rotation's id names files, tags of the vault and stamps on workloads: the syntax of a label's value (Kubernetes,
+# "Labels and Selectors"), which all of them take.
+_ROTATION_ID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+
+
+def require_rotation_id(rotation: str) -> None:
+    """Refuse an id that a rotation cannot have, before anything is named by it.
+
+    Raises:
+        InvalidInput: It is not a Kubernetes label's value, or is empty.
+    """
+    if not _ROTATION_ID.fullmatch(rotation) or len(rotation) > 63:
+        raise InvalidInput(
+            "this cannot be a rotation's id", where="rotation", observed=repr(rotation),
+            expected="1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
+            next_command="another id, such as 2027-spring; or none: it is then named after today",
+        )  # fmt: skip
+
+
 def home() -> Path:
     """Where Capstan keeps what it writes on this machine: `$CAPSTAN_HOME`, else the XDG state directory.
 

@@ -20,7 +20,7 @@ from capstan.approvals.signing import sign
 from capstan.approvals.statement import ANSWERS, CHOICES, Answer
 from capstan.cli.live import TerminalWatcher
 from capstan.cli.output import stderr
-from capstan.errors import ApprovalRequired
+from capstan.errors import ApprovalRequired, InvalidInput
 from capstan.progress import Watcher
 
 
@@ -45,6 +45,19 @@ class ApprovalOptions:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             return nobody
         return _Terminal(self, watcher)
+
+    def require_key(self) -> None:
+        """Refuse a key that is not there, before anything is begun that will be signed with it.
+
+        Raises:
+            InvalidInput: There is no such file.
+        """
+        if self.key is not None and not self.key.expanduser().is_file():
+            raise InvalidInput(
+                "the key to sign approvals with is not there", where=str(self.key), observed="no such file",
+                expected="a file of OpenSSH or PEM, or the .pub file of a key that an agent holds",
+                next_command="ssh-add -L; ls ~/.ssh",
+            )  # fmt: skip
 
     def who(self) -> str:
         """The name of whoever approves: a claim, as every name typed or inherited is."""

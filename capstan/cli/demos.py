@@ -86,8 +86,8 @@ class Demo:
 
 
 def directory_of(name: str, given: Path | None) -> Path:
-    """Where a demo keeps its things."""
-    return given or home() / "demo" / datetime.now(UTC).strftime(f"{name}-%Y%m%dT%H%M%SZ")
+    """Where a demo keeps its things, an absolute path: its vault is named by it."""
+    return given.absolute() if given else home() / "demo" / datetime.now(UTC).strftime(f"{name}-%Y%m%dT%H%M%SZ")
 
 
 def run(

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from capstan import evidence
 from capstan.cli.output import Exit, Output, print_data, print_table
+from capstan.errors import InvalidInput
 
 app = App(name="evidence", help="The signed, hash-chained account of a rotation.")
 
@@ -78,7 +79,7 @@ def verify(
     output
         table, json or yaml.
     """
-    key = evidence.load_public_key(public_key.read_text(), str(public_key)) if public_key else None
+    key = evidence.load_public_key(_read(public_key), str(public_key)) if public_key else None
     report = evidence.verify(file, key, head=head)
     facts = {
         "rotation": report.rotation,
@@ -116,3 +117,13 @@ def verify(
     else:
         print_data(facts, output)
     return Exit.OK
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            "the public key cannot be read", where=str(file), observed=getattr(error, "strerror", None) or str(error),
+            expected="a PEM file", next_command="capstan evidence verify --help",
+        ) from error  # fmt: skip

@@ -8,16 +8,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from pydantic import ValidationError
 
 from capstan.config import ClusterRef, PluginCa, RotationPolicy, System, TrustDomain
 from capstan.errors import InvalidInput
+from capstan.vaults.opening import require_url
 
 _RESTARTS: timedelta = RotationPolicy.model_fields["restart_deadline"].default
 
+# Help has a command's own options first, then these.
+_WHERE = Group("Cluster, trust domain, vault", sort_key=1)
+_ADD_ON = Group("AKS add-on", sort_key=2)
 
-@Parameter(name="*")
+
+@Parameter(name="*", group=_WHERE)
 @dataclass(frozen=True, kw_only=True)
 class DomainOptions:
     """Which trust domain is meant."""
@@ -52,23 +57,23 @@ class DomainOptions:
     offline_root: Annotated[bool, Parameter(negative=())] = False
     """The root's key is kept on a machine without network: each issuer's request is signed there (capstan sign)."""
 
-    cluster_id: Annotated[tuple[str, ...], Parameter(consume_multiple=False, negative=())] = ()
-    """AKS add-on: ARM id of the managed cluster, whose profile names Key Vault and secrets; once for each --context."""
+    cluster_id: Annotated[tuple[str, ...], Parameter(group=_ADD_ON, consume_multiple=False, negative=())] = ()
+    """ARM id of the managed cluster, whose profile names Key Vault and secrets; once for each --context."""
 
-    key_vault: str = ""
-    """AKS add-on: https://NAME.vault.azure.net with the CA's secrets; default: as the cluster's profile says."""
+    key_vault: Annotated[str, Parameter(group=_ADD_ON)] = ""
+    """https://NAME.vault.azure.net with the CA's secrets; default: as the cluster's profile says."""
 
-    root_cert_object_name: str = "root-cert"
-    """AKS add-on: name of the secret with the root certificates, as in `az aks mesh enable`."""
+    root_cert_object_name: Annotated[str, Parameter(group=_ADD_ON)] = "root-cert"
+    """Name of the secret with the root certificates, as in `az aks mesh enable`."""
 
-    ca_cert_object_name: str = "ca-cert"
-    """AKS add-on: name of the secret with the intermediate's certificate."""
+    ca_cert_object_name: Annotated[str, Parameter(group=_ADD_ON)] = "ca-cert"
+    """Name of the secret with the intermediate's certificate."""
 
-    ca_key_object_name: str = "ca-key"
-    """AKS add-on: name of the secret with the intermediate's private key."""
+    ca_key_object_name: Annotated[str, Parameter(group=_ADD_ON)] = "ca-key"
+    """Name of the secret with the intermediate's private key."""
 
-    cert_chain_object_name: str = "cert-chain"
-    """AKS add-on: name of the secret with the intermediate and its root."""
+    cert_chain_object_name: Annotated[str, Parameter(group=_ADD_ON)] = "cert-chain"
+    """Name of the secret with the intermediate and its root."""
 
     def resolve(self, among: Sequence[System] = tuple(System)) -> TrustDomain:
         """The domain these options describe; a system that is not named is looked for in the first cluster.
@@ -90,6 +95,7 @@ class DomainOptions:
             )
         # What was written wrongly is said before any cluster is asked.
         domain = self._domain(path, self.system or among[0])
+        require_url(domain.vault_url())
         if self.system is not None and self.system not in among:
             raise InvalidInput(
                 "this command is of other trust systems",
@@ -134,7 +140,8 @@ class DomainOptions:
                 clusters=tuple(clusters),
                 control_plane_namespace=self.namespace if self.namespace is not None else system.namespace,
                 vault=self.vault,
-                home=str(self.home) if self.home else "",
+                # A local vault is named by its absolute path.
+                home=str(self.home.expanduser().absolute()) if self.home else "",
                 policy=RotationPolicy(**self._policy()),
             )
         except ValidationError as error:

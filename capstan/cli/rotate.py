@@ -17,7 +17,7 @@ from capstan.cli.live import Handshakes
 from capstan.cli.options import DomainOptions
 from capstan.cli.outages import print_outages
 from capstan.cli.output import Exit, Output, print_data, print_table
-from capstan.config import TrustDomain
+from capstan.config import TrustDomain, require_rotation_id
 from capstan.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def rotate(
     forward: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Output, Parameter(alias="-o")] = Output.TABLE,
 ) -> int:
-    """Rotate the trust anchor and issuer; killed anywhere and run again, it goes on.
+    """Rotate what --what names, the trust anchor and issuer unless told; killed anywhere and run again, it goes on.
 
     Parameters
     ----------
@@ -45,6 +45,7 @@ def rotate(
         root, or anchor as Linkerd says: the trust anchor and the issuer. intermediate (Istio) or issuer (Linkerd): the
         issuer alone, under the present root. webhooks (Linkerd): the serving certificates of what the API server calls.
         expired (Linkerd): whatever has expired, anchor or issuer or leaves, at once and with the downtime there is.
+        re-date (self-signed Istio): another life for the root's same key.
     rotation
         Id of the rotation. An unfinished one is gone on with; a new one is named after today (UTC) by default.
     signed_chain
@@ -56,6 +57,8 @@ def rotate(
     output
         How the outcome is printed: table, json or yaml.
     """
+    if rotation is not None:
+        require_rotation_id(rotation)
     domain = options.resolve()
     require_rotation(domain.system, what)
     if signed_chain is not None and not signed_chain.is_file():
@@ -127,6 +130,8 @@ def run_flow(
     Raises:
         CapstanError: As the flow.
     """
+    # What was written wrongly is said before Prefect is started, which takes seconds.
+    approvals.require_key()
     prefect_local.prepare(domain.home_path())
     with live.watching(title, handshakes) as watcher:
         watcher.step("start Prefect")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from capstan.audit import audited_step
 from capstan.cluster.lease import DURATION, LeaseLock
 from capstan.cluster.record import RecordStore, RotationRecord
-from capstan.config import System
+from capstan.config import System, require_rotation_id
 from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, StillRunning
 from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
@@ -63,10 +63,12 @@ def open_rotation(
     Raises:
         Denied: A right that it needs is missing in a cluster; names each, before anything is written.
         LockHeld: Another run holds a cluster's Lease, or has claimed the rotation.
-        InvalidInput: Another rotation is unfinished, or the clusters' records disagree.
+        InvalidInput: Another rotation is unfinished, the clusters' records disagree, or the id cannot be one.
     """
     from capstan.systems.opening import open_systems
 
+    if rotation:
+        require_rotation_id(rotation)
     clusters, systems = open_systems(domain)
     with contextlib.ExitStack() as held:
         for cluster in clusters.values():

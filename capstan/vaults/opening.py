@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from capstan.vaults.base import Vault
 
 _EXPECTED = "local:/absolute/path or https://NAME.vault.azure.net"
+_NEXT = "--vault URL, $CAPSTAN_VAULT, or `vault` in the inventory"
 
 
 def open_vault(url: str, environment: Mapping[str, str] | None = None) -> Vault:
@@ -33,18 +34,28 @@ def open_vault(url: str, environment: Mapping[str, str] | None = None) -> Vault:
         Retryable: Somebody else holds the local vault's lock.
     """
     environment = os.environ if environment is None else environment
-    parts = urlsplit(url)
-    if parts.scheme == "local":
-        path = url.removeprefix("local:")
-        if not path.startswith("/"):
-            raise InvalidInput("a local vault's path must be absolute", observed=url, expected=_EXPECTED)
-        return _open_local(Path(path), environment)
-    if parts.scheme == "https" and parts.hostname:
-        # Imported here: `check` and `plan` must start quickly, and most users of the local vault have no Azure.
-        from capstan.vaults.azure_key_vault import AzureKeyVault
+    require_url(url)
+    if url.startswith("local:"):
+        return _open_local(Path(url.removeprefix("local:")), environment)
+    # Imported here: `check` and `plan` must start quickly, and most users of the local vault have no Azure.
+    from capstan.vaults.azure_key_vault import AzureKeyVault
 
-        return AzureKeyVault(url)
-    raise InvalidInput("no such kind of vault", observed=url, expected=_EXPECTED)
+    return AzureKeyVault(url)
+
+
+def require_url(url: str) -> None:
+    """Refuse what names no vault, without opening any.
+
+    Raises:
+        InvalidInput: No such kind of vault, or a local one by a relative path.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "local" and not url.removeprefix("local:").startswith("/"):
+        raise InvalidInput(
+            "a local vault's path must be absolute", observed=url, expected=_EXPECTED, next_command=_NEXT
+        )
+    if parts.scheme != "local" and not (parts.scheme == "https" and parts.hostname):
+        raise InvalidInput("no such kind of vault", observed=url, expected=_EXPECTED, next_command=_NEXT)
 
 
 def _open_local(path: Path, environment: Mapping[str, str]) -> Vault:

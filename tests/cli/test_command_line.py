@@ -100,7 +100,11 @@ def test_a_command_line_that_cannot_be_understood_is_a_failure_not_a_pending_cha
 ) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
-    assert err.strip()
+    command = (
+        " ".join(("capstan", *arguments[:2])) if arguments[0] in ("evidence", "lab") else f"capstan {arguments[0]}"
+    )
+    assert err.startswith("error: ")
+    assert err.endswith(f"next     {'capstan' if arguments[0] == 'frobnicate' else command} --help\n")
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -135,6 +139,22 @@ def test_a_lab_that_is_not_installed_is_said_with_the_command_that_installs_it(
     assert (code, out) == (1, "")
     assert f"missing: {missing}" in err
     assert "pip install 'capstan[lab]'" in err
+
+
+@pytest.mark.parametrize("file", ["absent.pem", "."])
+def test_a_public_key_that_cannot_be_read_is_one_clear_error(run: Callable[..., Any], account: Path, file: str) -> None:
+    code, out, err = run("evidence", "verify", account, "--public-key", file)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: the public key cannot be read")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "status", "rotate", "rollback"])
+def test_a_vault_that_cannot_be_one_is_refused_before_a_cluster_is_asked(run: Callable[..., Any], command: str) -> None:
+    code, out, err = run(command, "--vault", "vault.example")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: no such kind of vault")
+    assert "--vault URL" in err
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -179,6 +199,23 @@ def test_help_and_version_are_answers(run: Callable[..., Any]) -> None:
     assert (code, err) == (0, "")
     assert all(command in out for command in ("check", "plan", "rotate", "status", "evidence", "lab", "demo"))
     assert run("--version")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "rotate", "rollback", "status"])
+def test_the_help_of_a_command_has_its_own_options_first_and_the_exit_codes_last(
+    run: Callable[..., Any], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.index("--output") < out.index("--kubeconfig") < out.index("--cluster-id") < out.index("Exit codes: 0")
+    assert max(map(len, out.splitlines())) <= 100
+    assert not any(f"[default: {nothing}]" in " ".join(out.split()) for nothing in ("None", '""', "()", "False"))
+
+
+def test_the_help_of_a_command_says_what_its_exit_codes_mean_there(run: Callable[..., Any]) -> None:
+    assert "exit 1 if a check fails" in " ".join(run("check", "--help")[1].split())
+    assert "exit 2 because changes are pending" in " ".join(run("plan", "--help")[1].split())
 
 
 # --- what it starts without -----------------------------------------------------------------------------------------

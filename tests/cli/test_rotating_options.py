@@ -51,6 +51,18 @@ def test_a_signed_chain_that_is_not_there_is_refused_with_the_command_that_makes
     assert "capstan sign" in err
 
 
+def test_an_id_that_no_rotation_can_have_is_refused_before_a_cluster_is_asked(run: Callable[..., Any]) -> None:
+    code, err = run("--rotation", "prod-eu/2027")
+    assert code == 1
+    assert "cannot be a rotation's id" in err
+
+
+def test_a_key_that_is_not_there_is_refused_before_prefect_is_started(run: Callable[..., Any]) -> None:
+    code, err = run("--system", "linkerd", "--key", "absent")
+    assert code == 1
+    assert "the key to sign approvals with is not there (absent)" in err
+
+
 def outcome(kind: Any, before: str = "a", after: str = "b", refused: bool | None = None) -> Outcome:
     phases = (PhaseTime("prepare", 1.0),)
     return Outcome("My-Id", True, False, phases, (before,), (after,), 3, refused, 9, "e.jsonl", "forward", kind, ("i",))
