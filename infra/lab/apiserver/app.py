@@ -258,6 +258,6 @@ async def _read_body(receive: Callable[[], Awaitable[MutableMapping[str, Any]]])
         size += len(chunk)
         if size > MAX_BODY:
             text = f"Request entity too large: limit is {MAX_BODY}"
-            raise status.ApiStatusError(413, text, "RequestEntityTooLarge", {})
+            raise status.ApiStatusError(413, text, "RequestEntityTooLarge")
         if not message.get("more_body"):
             return b"".join(chunks)

@@ -8,7 +8,10 @@ from infra.lab.apiserver import validation_core as core
 from infra.lab.apiserver import validation_crd as crd
 from infra.lab.apiserver import validation_extensions as extensions
 from infra.lab.apiserver import validation_meta as meta
+from infra.lab.apiserver import validation_network as network
 from infra.lab.apiserver import validation_pods as pods
+from infra.lab.apiserver import validation_small as small
+from infra.lab.apiserver import validation_status
 from infra.lab.apiserver import validation_workloads as workloads
 from infra.lab.apiserver.status import Cause, invalid
 
@@ -31,14 +34,27 @@ _RULES: dict[tuple[str, str], Callable[[Object, Object | None], list[Cause]]] = 
     ("", "Pod"): _pod,
     ("", "Secret"): core.secret,
     ("", "Service"): core.service,
+    ("", "Endpoints"): network.endpoints,
+    ("", "Node"): small.node,
+    ("", "PersistentVolume"): small.volume,
+    ("", "PersistentVolumeClaim"): small.claim,
+    ("", "PodTemplate"): small.pod_template_kind,
+    ("", "ReplicationController"): small.replication_controller,
     ("events.k8s.io", "Event"): core.event,
     ("coordination.k8s.io", "Lease"): core.lease,
+    ("apps", "ControllerRevision"): small.controller_revision,
     ("apps", "DaemonSet"): workloads.daemon_set,
     ("apps", "Deployment"): workloads.deployment,
     ("apps", "ReplicaSet"): workloads.replica_set,
     ("apps", "StatefulSet"): workloads.stateful_set,
+    ("autoscaling", "HorizontalPodAutoscaler"): small.autoscaler,
     ("batch", "CronJob"): workloads.cron_job,
     ("batch", "Job"): workloads.job,
+    ("discovery.k8s.io", "EndpointSlice"): network.endpoint_slice,
+    ("networking.k8s.io", "Ingress"): network.ingress,
+    ("networking.k8s.io", "NetworkPolicy"): network.network_policy,
+    ("scheduling.k8s.io", "PriorityClass"): small.priority_class,
+    ("storage.k8s.io", "StorageClass"): small.storage_class,
     ("policy", "PodDisruptionBudget"): workloads.pod_disruption_budget,
     (core.RBAC, "ClusterRole"): core.cluster_role,
     (core.RBAC, "ClusterRoleBinding"): core.cluster_role_binding,
@@ -102,6 +118,8 @@ def causes(kind: KindInfo, new: Object, old: Object | None = None, subresource: 
             out += checked
         if rule and not subresource:
             out += rule(new, old)
+        if subresource == "status" and key in validation_status.RULES:
+            out += validation_status.RULES[key](new)
         if key == ("", "Namespace") and subresource == "finalize":
             out += core.namespace_finalizers(new)
     return out

@@ -293,7 +293,17 @@ def role(new: Object, old: Object | None) -> list[Cause]:  # noqa: ARG001  (the 
 
 
 def cluster_role(new: Object, old: Object | None) -> list[Cause]:  # noqa: ARG001  (the signature of every rule)
-    return _rules(new, namespaced=False)
+    out = _rules(new, namespaced=False)
+    aggregation = new.get("aggregationRule")
+    if aggregation is None:
+        return out
+    path, selectors = "aggregationRule.clusterRoleSelectors", aggregation.get("clusterRoleSelectors") or []
+    if not selectors:
+        words = "at least one clusterRoleSelector required if aggregationRule is non-nil"
+        out.append(missing(path, words))
+    for number, selector in enumerate(selectors):
+        out += meta.label_selector(selector, f"{path}[{number}]")
+    return out
 
 
 def _rules(new: Object, *, namespaced: bool) -> list[Cause]:
