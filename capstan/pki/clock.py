@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from capstan.errors import InvalidInput
+
+SKEW: Final = timedelta(minutes=5, seconds=10)
+"""How far two clocks may be apart: up to this Linkerd's check `no clock skew detected` calls a node healthy."""
 
 
 def require_aware(moment: datetime) -> datetime:

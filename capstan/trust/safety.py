@@ -20,15 +20,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from capstan.errors import InvalidInput
+from capstan.pki.clock import SKEW
 from capstan.trust.observation import ClusterObservation, Fingerprint, Issuer, Leaf, Observation, Owner, Peer
 
 Roots = frozenset[Fingerprint]
-
-# A leaf that begins in the near future was made on a faster clock; up to this Kubernetes calls a node healthy.
-_SKEW = timedelta(minutes=5, seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +139,7 @@ def verdict(observation: Observation) -> Verdict:
                 believers[peer.trusts].append(peer.name)
             if peer.leaf is not None:
                 chains[peer.leaf.anchors].append(peer.name)
-                if not peer.leaf.not_before - _SKEW <= observation.taken_at <= peer.leaf.not_after:
+                if not peer.leaf.not_before - SKEW <= observation.taken_at <= peer.leaf.not_after:
                     period = f"valid from {peer.leaf.not_before:%F %T}Z to {peer.leaf.not_after:%F %T}Z"
                     expired.append((peer.name, f"{period}, seen at {observation.taken_at:%F %T}Z"))
     pairs = tuple(

@@ -310,6 +310,36 @@ def test_an_expired_leaf_keeps_its_anchors() -> None:
     assert anchors_of_leaf(LEAF.certificate, certificates(ISSUER), certificates(OLD), NOW) == frozenset()
 
 
+@pytest.mark.parametrize("seconds", [1, 30, 300])
+def test_what_was_made_by_a_clock_somewhat_ahead_of_ours_has_its_anchors(seconds: int) -> None:
+    """cert-manager dates nothing back: what it has just signed begins in our future wherever our clock is behind."""
+    ahead = NOW + dt.timedelta(seconds=seconds)
+    issuer = make("identity", NEW, path_length=0, start=ahead)
+    leaf = dns_leaf(issuer, start=ahead - dt.timedelta(seconds=20), end=NOW + DAY)  # as identity dates it back
+    roots = certificates(OLD, NEW)
+    assert anchors_of_leaf(leaf.certificate, certificates(issuer), roots, NOW) == {NEW.certificate.fingerprint}
+    assert anchors_of_issuer(issuer.certificate, roots, NOW) == {NEW.certificate.fingerprint}
+    fresh = make("root G3", start=ahead)
+    below = make("identity", fresh, start=ahead)
+    assert anchors_of_issuer(below.certificate, certificates(fresh, OLD), NOW) == {fresh.certificate.fingerprint}
+
+
+def test_what_begins_later_than_any_healthy_clock_says_has_none() -> None:
+    later = NOW + dt.timedelta(minutes=6)
+    issuer = make("identity", NEW, path_length=0, start=later)
+    leaf = dns_leaf(issuer, start=later, end=NOW + DAY)
+    assert anchors_of_leaf(leaf.certificate, certificates(issuer), certificates(NEW), NOW) == frozenset()
+    assert anchors_of_issuer(issuer.certificate, certificates(NEW), NOW) == frozenset()
+
+
+def test_a_certificate_that_ends_within_the_skew_is_not_judged_beyond_its_end() -> None:
+    soon = NOW + dt.timedelta(seconds=60)
+    leaf = dns_leaf(ISSUER, end=soon)
+    begins = make("next", NEW, path_length=0, start=soon + dt.timedelta(seconds=60))
+    found = anchors_of_leaf(leaf.certificate, certificates(ISSUER, begins), certificates(NEW), NOW)
+    assert found == {NEW.certificate.fingerprint}
+
+
 def test_nothing_to_trust_and_a_naive_moment_are_refused() -> None:
     with pytest.raises(InvalidInput):
         verify_leaf(LEAF.certificate, certificates(ISSUER), [], NOW, NAME)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from capstan.errors import InvalidInput, VerificationFailed, VerifiersDisagree
-from capstan.pki.clock import require_aware
+from capstan.pki.clock import SKEW, require_aware
 from capstan.pki.verify import openssl, path, pyca, shape
 from capstan.pki.verify.answer import IN_THE_FIELD, Answer, Purpose, Relaxation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from capstan.pki.inspect import Certificate
@@ -107,16 +108,15 @@ def anchors_of_leaf(
     """Fingerprints of the roots, of all these, to which a leaf verifies when each root stands alone.
 
     An expired leaf keeps its anchors (it is judged for its last valid second): whether it has expired is another
-    question than whose it is. A root on which the verifiers disagree is not an anchor.
+    question than whose it is. So does one made by a clock a little ahead of ours (it is judged for its first). A root
+    on which the verifiers disagree is not an anchor.
     """
-    moment = min(require_aware(at), leaf.not_after)
     found = set()
     for root in roots:
-        try:
-            verify_leaf(leaf, intermediates, [root], moment)
-        except VerificationFailed:
-            continue
-        found.add(root.fingerprint)
+        for moment in _moments(leaf, intermediates, root, at):
+            with contextlib.suppress(VerificationFailed):
+                verify_leaf(leaf, intermediates, [root], moment)
+                found.add(root.fingerprint)
     return frozenset(found)
 
 
@@ -128,15 +128,25 @@ def anchors_of_issuer(
     Of an issuer that is a root itself, that is also every root of its name and key: one that only got other dates
     verifies the same leaves, though a verifier refuses the issuer's own certificate below it (it is self-signed).
     """
-    moment = min(require_aware(at), issuer.not_after)
     found = set()
     for root in roots:
-        try:
-            verify_issuer(root if _same_issuer(issuer, root) else issuer, [root], moment, intermediates)
-        except VerificationFailed:
-            continue
-        found.add(root.fingerprint)
+        target = root if _same_issuer(issuer, root) else issuer
+        for moment in _moments(issuer, intermediates, root, at):
+            with contextlib.suppress(VerificationFailed):
+                verify_issuer(target, [root], moment, intermediates)
+                found.add(root.fingerprint)
     return frozenset(found)
+
+
+def _moments(
+    target: Certificate, intermediates: Sequence[Certificate], root: Certificate, at: datetime
+) -> Iterator[datetime]:
+    """When to judge whose a certificate is: now, and where a part of its chain is about to begin, then."""
+    now = require_aware(at)
+    yield min(now, target.not_after)
+    begins = [each.not_before for each in (target, *intermediates, root) if now < each.not_before <= now + SKEW]
+    if begins:
+        yield min(max(begins), target.not_after)
 
 
 def _same_issuer(one: Certificate, other: Certificate) -> bool:
