@@ -85,7 +85,7 @@ class App:
     ) -> Response | None:
         """One request from credentials to answer; raises ApiStatusError to refuse. None: connection taken over."""
         # 1. Authentication: who is this?
-        request.user = self.authenticator.authenticate(request.scope)
+        request.user = self.authenticator.authenticate(request.scope, _attributes(request))
         # 2. Authorization: may they? Asked before anything is looked up, so that a 403 tells nothing about existence.
         self.authorizer.authorize(_attributes(request))
         # 3. The body, and faults a test asked for.
@@ -109,6 +109,10 @@ class App:
         if info.group not in api.registry.groups():
             raise not_served(api, info.group, info.version)
         kind = request.kind
+        if kind.deprecation:
+            request.warnings.append(kind.deprecation)
+        if info.too_deep:
+            raise status.resource_not_found()
         in_namespace = bool(info.namespace) and kind.resource != "namespaces"
         if in_namespace and not kind.namespaced:
             raise status.resource_not_found()

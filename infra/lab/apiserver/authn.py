@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -16,8 +17,10 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
 
+from . import go_json
+from .authz import denial
 from .rbac import Attributes
-from .status import bad_request, unauthorized
+from .status import ApiStatusError, bad_request, unauthorized
 from .tokens import InvalidTokenError, TokenVerifier, service_account_user
 from .users import ALL_AUTHENTICATED, ALL_UNAUTHENTICATED, ANONYMOUS, SERVICE_ACCOUNT_PREFIX, User, anonymous
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from .authz import Authorizer
 
 _REMEMBERED = 512
+_NODE_PREFIX = "system:node:"
+AUTHENTICATION = "authentication.k8s.io"
 
 
 class UntrustedCertificateError(Exception):
@@ -131,15 +136,17 @@ class Authenticator:
         self._authorizer = authorizer
         self._clock = clock
 
-    def authenticate(self, scope: Mapping[str, Any]) -> User:
+    def authenticate(self, scope: Mapping[str, Any], asked: Attributes | None = None) -> User:
         """The user of an ASGI http scope, impersonation included.
+
+        `asked` is what the request is for (its user does not matter): impersonation may be granted for that alone.
 
         Raises ApiStatusError: 401 for a bad credential, 403 for impersonation not granted, 400 for half of its headers.
         """
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         chain: Sequence[bytes] = scope.get("state", {}).get("peer_chain", ())
         user = self._real_user(chain, headers)
-        return self._impersonated(user, headers)
+        return self._impersonated(user, headers, replace(asked, user=user) if asked else None)
 
     def _real_user(self, chain: Sequence[bytes], headers: list[tuple[bytes, bytes]]) -> User:
         refused = False
@@ -161,7 +168,7 @@ class Authenticator:
             raise unauthorized()
         return anonymous()
 
-    def _impersonated(self, user: User, headers: list[tuple[bytes, bytes]]) -> User:
+    def _impersonated(self, user: User, headers: list[tuple[bytes, bytes]], request: Attributes | None) -> User:
         asked = [(name[12:].decode("latin-1"), value) for name, value in headers if name.startswith(b"impersonate-")]
         if not asked:
             return user
@@ -174,8 +181,10 @@ class Authenticator:
             if name.startswith("extra-"):
                 extra.setdefault(unquote(name[6:]), []).append(value)
         if not username:
-            raise bad_request(f"requested {[value for _, value in text]} without impersonating a user")
-        self._may_impersonate(user, username, groups, uid, extra)
+            raise bad_request(f"requested {_go_user(uid, groups, extra)} without impersonating a user name")
+        wanted = User(username, uid, groups, extra)
+        if request is None or not self._may_for_this(request, wanted):
+            self._may_impersonate(user, wanted, request)
         if username.startswith(SERVICE_ACCOUNT_PREFIX) and not groups:
             namespace, _, name = username.removeprefix(SERVICE_ACCOUNT_PREFIX).partition(":")
             groups = service_account_user(namespace, name, "", {}).groups
@@ -185,22 +194,71 @@ class Authenticator:
             groups = (*groups, ALL_AUTHENTICATED)
         return User(username, uid, groups, extra)
 
-    def _may_impersonate(
-        self, user: User, username: str, groups: Sequence[str], uid: str, extra: Mapping[str, Sequence[str]]
-    ) -> None:
-        authentication = "authentication.k8s.io"
-        if username.startswith(SERVICE_ACCOUNT_PREFIX):
-            namespace, _, name = username.removeprefix(SERVICE_ACCOUNT_PREFIX).partition(":")
-            checks = [Attributes(user, "impersonate", "", "v1", "serviceaccounts", "", namespace, name)]
-        else:
-            checks = [Attributes(user, "impersonate", "", "v1", "users", "", "", username)]
-        checks += [Attributes(user, "impersonate", "", "v1", "groups", "", "", group) for group in groups]
-        if uid:
-            checks.append(Attributes(user, "impersonate", authentication, "v1", "uids", "", "", uid))
-        for key, values in extra.items():
-            checks += [Attributes(user, "impersonate", authentication, "v1", "userextras", key, "", v) for v in values]
-        for check in checks:
-            self._authorizer.authorize(check)
+    def _may_for_this(self, request: Attributes, wanted: User) -> bool:
+        """Constrained impersonation (KEP-5284, on since v1.36): as whom, and what for, are granted apart."""
+        mode = _mode(wanted)
+        if not mode or not self._authorizer.decide(_on(mode, request)).allowed:
+            return False
+        checks = _checks(request.user, wanted, f"impersonate:{mode}", AUTHENTICATION)
+        return all(self._authorizer.decide(check).allowed for check in checks)
+
+    def _may_impersonate(self, user: User, wanted: User, request: Attributes | None) -> None:
+        """Whether the old right is there. Raises ApiStatusError 403, with what was asked for first."""
+        for check in _checks(user, wanted, "impersonate", ""):
+            try:
+                self._authorizer.authorize(check)
+            except ApiStatusError as error:
+                mode = _mode(wanted)
+                if request is None or not mode:
+                    raise
+                constrained = [_on(mode, request), *_checks(user, wanted, f"impersonate:{mode}", AUTHENTICATION)]
+                first = next(c for c in constrained if not self._authorizer.decide(c).allowed)
+                raise denial(first, self._authorizer.decide(first).reason) from error
+
+
+def _mode(wanted: User) -> str:
+    """The mode of constrained impersonation for this user; empty when there is none."""
+    bare = not (wanted.uid or wanted.groups or wanted.extra)
+    if wanted.username.startswith(SERVICE_ACCOUNT_PREFIX):
+        return "serviceaccount" if bare else ""
+    if wanted.username.startswith(_NODE_PREFIX):
+        return "arbitrary-node" if bare else ""
+    return "user-info"
+
+
+def _on(mode: str, request: Attributes) -> Attributes:
+    return replace(request, verb=f"impersonate-on:{mode}:{request.verb}")
+
+
+def _checks(user: User, wanted: User, verb: str, group: str) -> list[Attributes]:
+    """The rights to be each part of the wanted user; `group` is that of users, accounts and groups."""
+    if wanted.username.startswith(SERVICE_ACCOUNT_PREFIX):
+        namespace, _, name = wanted.username.removeprefix(SERVICE_ACCOUNT_PREFIX).partition(":")
+        checks = [Attributes(user, verb, group, "v1", "serviceaccounts", "", namespace, name)]
+    elif group and wanted.username.startswith(_NODE_PREFIX):
+        name = wanted.username.removeprefix(_NODE_PREFIX)
+        checks = [Attributes(user, verb, group, "v1", "nodes", "", "", name)]
+    else:
+        checks = [Attributes(user, verb, group, "v1", "users", "", "", wanted.username)]
+    if wanted.uid:
+        checks.append(Attributes(user, verb, AUTHENTICATION, "v1", "uids", "", "", wanted.uid))
+    checks += [Attributes(user, verb, group, "v1", "groups", "", "", name) for name in wanted.groups]
+    for key, values in wanted.extra.items():
+        checks += [Attributes(user, verb, AUTHENTICATION, "v1", "userextras", key, "", value) for value in values]
+    return checks
+
+
+def _go_user(uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]]) -> str:
+    """A user without a name as Go prints the structure."""
+    listed = "{" + ", ".join(go_json.quote(group) for group in groups) + "}" if groups else "(nil)"
+    pairs = (
+        f"{go_json.quote(key)}:[]string{{{', '.join(map(go_json.quote, values))}}}" for key, values in extra.items()
+    )
+    shown = "{" + ", ".join(pairs) + "}" if extra else "(nil)"
+    return (
+        f'&user.DefaultInfo{{Name:"", UID:{go_json.quote(uid)}, Groups:[]string{listed}, '
+        f"Extra:map[string][]string{shown}}}"
+    )
 
 
 def _bearer_token(headers: list[tuple[bytes, bytes]]) -> str:

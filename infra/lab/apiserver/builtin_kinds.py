@@ -57,9 +57,24 @@ def _core() -> Iterator[KindInfo]:
         return KindInfo("", "v1", kind, plural, namespaced, **more)  # type: ignore[arg-type]  # one table, many columns
 
     yield KindInfo("", "v1", "Binding", "bindings", True, verbs=("create",), virtual=True)
-    yield kind("ComponentStatus", "componentstatuses", False, short_names=("cs",), verbs=("get", "list"), virtual=True)
+    yield kind(
+        "ComponentStatus",
+        "componentstatuses",
+        False,
+        short_names=("cs",),
+        verbs=("get", "list"),
+        virtual=True,
+        deprecation="v1 ComponentStatus is deprecated in v1.19+",
+    )
     yield kind("ConfigMap", "configmaps", short_names=("cm",))
-    yield kind("Endpoints", "endpoints", short_names=("ep",), create_on_update=True, list_kind="EndpointsList")
+    yield kind(
+        "Endpoints",
+        "endpoints",
+        short_names=("ep",),
+        create_on_update=True,
+        list_kind="EndpointsList",
+        deprecation="v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+    )
     yield kind(
         "Event",
         "events",

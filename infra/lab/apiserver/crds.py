@@ -6,7 +6,7 @@ import asyncio
 import copy
 from typing import TYPE_CHECKING, Any
 
-from .kinds import STATUS_VERBS, KindInfo, Subresource
+from .kinds import STATUS_VERBS, KindInfo, Subresource, version_priority
 from .store import ConflictError
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ def _kind(spec: JSON, names: JSON, version: JSON, storage: str) -> KindInfo:
         generation=True,
         unconditional_update=False,
         custom=True,
+        deprecation=_deprecation(spec, version),
         storage_version=storage,
         schema=schema,
         printer_columns=tuple(version.get("additionalPrinterColumns") or ()),
@@ -199,3 +200,16 @@ def _kind(spec: JSON, names: JSON, version: JSON, storage: str) -> KindInfo:
         if scale
         else {},
     )
+
+
+def _deprecation(spec: JSON, version: JSON) -> str:
+    """The warning of a deprecated version; without one of its own it names the newest version to use instead."""
+    if not version.get("deprecated"):
+        return ""
+    if version.get("deprecationWarning") is not None:
+        return str(version["deprecationWarning"])
+    group, kind = spec["group"], spec["names"]["kind"]
+    served = [v["name"] for v in spec["versions"] if v.get("served") and not v.get("deprecated")]
+    newer = [name for name in served if version_priority(name) > version_priority(version["name"])]
+    text = f"{group}/{version['name']} {kind} is deprecated"
+    return f"{text}; use {group}/{max(newer, key=version_priority)} {kind}" if newer else text

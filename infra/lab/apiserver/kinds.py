@@ -59,6 +59,8 @@ class KindInfo:
     custom: bool = False
     # storage key when it is not this resource's own: events.k8s.io/events are the core events in other words
     stored_as: str = ""
+    # what every answer warns of
+    deprecation: str = ""
     # custom resources: the version objects are stored in, the schema, the columns of tables
     storage_version: str = ""
     schema: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)

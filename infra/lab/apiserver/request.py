@@ -77,6 +77,8 @@ class RequestInfo:
     kind: KindInfo | None = None
     # asked for by the old form of watches, ``/api/v1/watch/...``
     watch_path: bool = False
+    # something follows the subresource; only proxies pass it on
+    too_deep: bool = False
 
     @property
     def is_resource(self) -> bool:
@@ -164,6 +166,7 @@ def parse(method: str, path: str, query: Query, registry: Registry) -> RequestIn
     info.resource = rest[0]
     info.name = rest[1] if len(rest) > 1 else ""
     info.subresource = rest[2] if len(rest) > 2 else ""
+    info.too_deep = len(rest) > 3 and info.subresource != "proxy"
     info.kind = registry.find(info.group, info.version, info.resource)
     if info.watch_path:
         info.verb = "watch"

@@ -84,10 +84,16 @@ class Reviews:
         _check_access(kind, spec, subject)
         if kind == "LocalSubjectAccessReview":
             asked = (spec.get("resourceAttributes") or {}).get("namespace") or ""
-            if asked != namespace:
-                message = f"must match metadata.namespace: {namespace}"
-                cause = invalid_value("spec.resourceAttributes.namespace", f'"{asked}"', message)
-                raise invalid(kind, "", [cause], AUTHORIZATION)
+            given = (body.get("metadata") or {}).get("namespace") or namespace
+            if given != namespace:
+                text = "the namespace of the provided object does not match the namespace sent on the request"
+                raise bad_request(text)
+            if asked != given:
+                cause = invalid_value(
+                    "spec.resourceAttributes.namespace", f'"{asked}"', "must match metadata.namespace"
+                )
+                raise invalid("", "", [cause], AUTHORIZATION)
+            body = {**body, "metadata": {**(body.get("metadata") or {}), "namespace": given}}
         return _review(kind, AUTHORIZATION, body, spec, self._access(spec, subject))
 
     def _access(self, spec: Body, user: User) -> Body:

@@ -158,11 +158,44 @@ def test_impersonation_needs_the_right_to_it(lab: Lab) -> None:
     lab.namespace("imp")
     answer = who(lab.client(token=lab.token("imp", "default")), **{"impersonate-user": "jane"})
     assert answer.status_code == 403
-    assert 'cannot impersonate resource "users" in API group "" at the cluster scope' in answer.json()["message"]
+    # v1.36 names what constrained impersonation would have needed first
+    assert answer.json()["message"] == (
+        'selfsubjectreviews.authentication.k8s.io is forbidden: User "system:serviceaccount:imp:default" cannot '
+        'impersonate-on:user-info:create resource "selfsubjectreviews" in API group "authentication.k8s.io" at the '
+        "cluster scope"
+    )
+
+
+@pytest.mark.proves("api", "identity", "constrained impersonation: as whom, and what for, are granted apart")
+def test_impersonation_may_be_granted_for_one_thing_alone(lab: Lab) -> None:
+    lab.namespace("constrained")
+    rules = [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["users"], "verbs": ["impersonate:user-info"]},
+        {
+            "apiGroups": ["authentication.k8s.io"],
+            "resources": ["selfsubjectreviews"],
+            "verbs": ["impersonate-on:user-info:create"],
+        },
+    ]
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    lab.admin.post(f"{rbac}/clusterroles", json={"metadata": {"name": "as-jane"}, "rules": rules})
+    subject = {"kind": "ServiceAccount", "name": "default", "namespace": "constrained"}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "as-jane"}
+    binding = {"metadata": {"name": "as-jane"}, "roleRef": reference, "subjects": [subject]}
+    lab.admin.post(f"{rbac}/clusterrolebindings", json=binding)
+    client = lab.client(token=lab.token("constrained", "default"))
+    assert user(who(client, **{"impersonate-user": "jane"}))["username"] == "jane"
+    listing = client.get("/api/v1/namespaces", headers={"impersonate-user": "jane"})
+    assert 'cannot impersonate-on:user-info:list resource "namespaces"' in listing.json()["message"]
 
 
 def test_groups_without_a_user_to_impersonate_are_a_bad_request(lab: Lab) -> None:
-    assert who(lab.admin, **{"impersonate-group": "devs"}).status_code == 400
+    answer = who(lab.admin, **{"impersonate-group": "devs"})
+    assert answer.status_code == 400
+    assert answer.json()["message"] == (
+        'requested &user.DefaultInfo{Name:"", UID:"", Groups:[]string{"devs"}, Extra:map[string][]string(nil)} without '
+        "impersonating a user name"
+    )
 
 
 def test_the_server_speaks_http_1_to_clients_which_offer_http_2(lab: Lab) -> None:
