@@ -13,11 +13,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from kubernetes.client import ApiException
 
+from tests.support.labs import start_lab
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.rotation.rotations import Rotations
     from tests.rotation.runner import Ran
+    from tests.support.labs import RunningLab
 
 PHASES = ("prepare", "trust", "issue", "wait", "distrust")
 ROOTS = "/api/v1/namespaces/linkerd/configmaps/linkerd-identity-trust-roots"
@@ -162,6 +166,12 @@ class Faulty:
         assert 1 <= len(re.findall("BEGIN CERTIFICATE", bundle)) <= 2
         counts = case.lab.prober()
         assert counts["failed"] == 0, counts["failures"][:3]
+
+
+def lab_whose_leaves_outlive_a_fault(directory: Path) -> RunningLab:
+    """While the API server is away identity reviews no token, and while identity is nobody renews a leaf."""
+    options = ("--size", "small", "--leaf-seconds", "60", "--probes-per-second", "30")
+    return start_lab(directory, *options, program=("infra.lab",))
 
 
 def answers(case: Rotations) -> bool:

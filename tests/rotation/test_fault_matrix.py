@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.rotation.faulty import FAULTS, PHASES, Faulty
-from tests.support.labs import start_lab
+from tests.rotation.faulty import FAULTS, PHASES, Faulty, lab_whose_leaves_outlive_a_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,9 +33,7 @@ CHAINS = 3
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
-    """A lab whose leaves outlive a fault: while the API server is away identity reviews no token, and nobody renews."""
-    options = ("--size", "small", "--leaf-seconds", "60", "--probes-per-second", "30")
-    running = start_lab(tmp_path_factory.mktemp("lab"), *options, program=("infra.lab",))
+    running = lab_whose_leaves_outlive_a_fault(tmp_path_factory.mktemp("lab"))
     yield running
     running.stop()
 

@@ -16,15 +16,26 @@ import pytest
 from kubernetes.client import ApiException
 
 from tests.rotation import tampering
-from tests.rotation.faulty import IMPATIENT, LEASE, Faulty, until
+from tests.rotation.faulty import IMPATIENT, LEASE, Faulty, lab_whose_leaves_outlive_a_fault, until
 from tests.rotation.runner import as_administrator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.rotation.rotations import Rotations
     from tests.rotation.runner import Ran
     from tests.rotation.tampering import Tampering
+    from tests.support.labs import RunningLab
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
+    running = lab_whose_leaves_outlive_a_fault(tmp_path_factory.mktemp("lab"))
+    yield running
+    running.stop()
+
 
 POINTS = {
     "prepare": "face-forward > begin",

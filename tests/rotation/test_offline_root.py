@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
 
 from capstan.cluster.record import Kind, RecordStore, RotationRecord
 from capstan.config import RotationPolicy, System, TrustDomain
@@ -22,7 +23,9 @@ from capstan.errors import (
 from capstan.evidence import Evidence, signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.pki.csr import sign_request
-from capstan.pki.mint import IssuerPolicy, RootPolicy, mint_issuer, mint_root
+from capstan.pki.inspect import Certificate
+from capstan.pki.keys import PrivateKey
+from capstan.pki.mint import IssuerPolicy, Minted, RootPolicy, mint_issuer, mint_root
 from capstan.rotation import offline
 from capstan.rotation.material import Target, issuer_material, secret_name, tags_of
 from capstan.rotation.preparing import mint
@@ -31,6 +34,7 @@ from capstan.trust.observation import Issuer
 from capstan.vaults.local import LocalVault
 from capstan.vaults.material import Material
 from flows.offline import Wanted, chain_of, form, have_signed
+from tests.pki.ca import make
 from tests.support.apiserver import Running
 from tests.trust.domains import NOW, cluster, only
 
@@ -38,8 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from capstan.pki.inspect import Certificate
-    from capstan.pki.mint import Minted
     from capstan.trust.observation import ClusterObservation
 
 OLD = mint_root(RootPolicy("mesh root"), 1, NOW)
@@ -194,6 +196,36 @@ def test_what_cannot_be_rotated_to_is_refused_and_leaves_nothing(
     assert rotation.target is None
     assert not offline.recall_signed(bench.opened())
     assert not bench.vault.find({}, secret_name(bench.domain.name, "issuer-east"))
+
+
+def test_a_root_without_a_key_usage_signs_as_well_for_openssl_makes_none_unless_it_is_told_to(bench: Bench) -> None:
+    """`openssl req -x509` by its own configuration: every proxy takes such a root, and nobody can make it anew."""
+    made = make("corporate root", key_usage=False, end=NOW + timedelta(days=3650))
+    corporate = Minted(made.certificate, PrivateKey(made.key))
+    rotation = bench.opened()
+    asked = offline.request_signing(rotation)
+    offline.accept_signed(rotation, asked, pem(signed(asked[0], corporate), corporate.certificate), "chain.pem")
+    assert rotation.required_target().root == corporate.certificate
+
+
+def test_an_issuer_that_cannot_be_told_to_be_of_its_root_is_signed_anew(bench: Bench) -> None:
+    made = make("corporate root", end=NOW + timedelta(days=3650))
+    rotation = bench.opened()
+    asked = offline.request_signing(rotation)
+    request = asked[0].request.raw
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(request.subject)
+        .issuer_name(made.certificate.raw.subject)
+        .public_key(request.public_key())
+        .serial_number(7)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=90))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    )
+    without_aki = Certificate(PrivateKey(made.key).sign(builder))
+    with pytest.raises(VerificationFailed, match="authority key identifier"):
+        offline.accept_signed(rotation, asked, pem(without_aki, made.certificate), "chain.pem")
 
 
 def test_requests_signed_under_two_roots_are_refused(bench: Bench) -> None:
