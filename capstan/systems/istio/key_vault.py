@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from capstan.errors import CapstanError, InvalidInput, NotFound
+from capstan.errors import CapstanError, InvalidInput, InvalidPem, NotFound
 from capstan.pki.bundle import Bundle
 from capstan.pki.keys import PrivateKey
 from capstan.systems.base import Change
@@ -128,6 +128,20 @@ class KeyVaultSource:
         """
         files, versions, key_text = self._read()
         return Kept(files, versions, self._key(key_text))
+
+    def half_switched(self) -> bool:
+        """Whether certificate and key are of two CAs: a switch was interrupted between the two writes.
+
+        An istiod that runs takes nothing of it, and one that starts dies of it: only the rest of the switch helps.
+
+        Raises:
+            As `kept`. InvalidPem: There is no certificate.
+        """
+        kept = self.kept()
+        signer = certificates_of(kept.files.ca_cert, self.where)
+        if not signer:
+            raise InvalidPem("no certificate", where=self.where, observed="ca-cert without one", expected="one")
+        return not signer[0].key_matches(kept.key)
 
     def ensure(self, *, root_cert: str | None = None, issuer: IssuerMaterial | None = None) -> tuple[Change, ...]:
         """See `CaSource.ensure`. One change per secret, in the order of writing.

@@ -162,6 +162,8 @@ def settle(
     settling = _Settling(
         cluster, source, look, Want(roots, issuer), stamp, seconds=seconds, on_progress=on_progress, now=now
     )
+    if issuer is None and isinstance(source, KeyVaultSource) and source.half_switched():
+        return _left_to_the_switch(settling)
     _require_startable(settling)
     view = look()
     way = _await_delivery(settling, view)
@@ -218,6 +220,20 @@ def wrong_istiods(view: View, revision: str, want: Want) -> tuple[str, ...]:
         if reason:
             wrong.append(f"{istiod.ref.name}: {reason}")
     return tuple(wrong)
+
+
+def _left_to_the_switch(settling: _Settling) -> RestartReport:
+    """Nothing, where the roots are to be settled again and a run died in the midst of the switch that follows.
+
+    A switch begins when every istiod hands out, and every proxy holds, the roots that it needs; so this was done. It
+    is for the switch to go on: until then whatever is started here dies of a key that is not its certificate's.
+    """
+    view = settling.look()
+    reason = "the switch to another issuer is half written: nothing is started before it is whole"
+    owners = [Owner("Deployment", view.layout.namespace, each.deployment_name) for each in view.layout.revisions]
+    for owner in owners:
+        settling.say(owner, reason)
+    return RestartReport((), tuple(Skipped(owner, reason) for owner in owners))
 
 
 def _require_startable(settling: _Settling) -> None:
