@@ -303,8 +303,10 @@ def live_roots(cluster: Cluster, namespace: str, pod: str, port: int, timeout: f
     except (ValueError, AttributeError):
         value = None
     if not isinstance(value, str):
+        # A port-forward ends on the pod's own loopback, which every policy lets in that the controller has sent.
+        why = ": its inbound policy is the one it started with, it has not reached the policy controller (destination)"
         raise NotFound(
-            "the proxy does not say its roots", where=where, observed=f"HTTP {status}",
+            "the proxy does not say its roots", where=where, observed=f"HTTP {status}" + (why if status == 403 else ""),
             expected=f"{ANCHORS_ENV} in /env.json",
             next_command=f"kubectl port-forward -n {namespace} {pod} {port}, then curl 127.0.0.1:{port}/env.json",
         )  # fmt: skip

@@ -70,6 +70,11 @@ def refusal(port: int, error: OSError) -> str:
     return f"error forwarding port {port} to pod: failed to connect to port {port}: {why}"
 
 
+async def _dial(address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """From inside the pod: what listens there sees a client on its own loopback."""
+    return await asyncio.open_connection(address, port, local_addr=(address, 0))
+
+
 # WebSocket channels ------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +90,7 @@ async def _channels(socket: WebSocket, ports: list[int], address: str, encoded: 
     async def forward(index: int, port: int) -> None:
         first = await inbox[index].get()  # connect when the client first has something to say, as a real kubelet does
         try:
-            reader, writer = await asyncio.open_connection(address, port)
+            reader, writer = await _dial(address, port)
         except OSError as error:
             await socket.send(message(2 * index + 1, refusal(port, error).encode()))
             return
@@ -158,7 +163,7 @@ async def _spdy(session: spdy.Session, address: str) -> None:
 
 async def _pair(data: spdy.Stream, errors: spdy.Stream | None, address: str, port: int) -> None:
     try:
-        reader, writer = await asyncio.open_connection(address, port)
+        reader, writer = await _dial(address, port)
     except OSError as error:
         if errors is not None:
             await errors.write(refusal(port, error).encode())

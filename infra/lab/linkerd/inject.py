@@ -8,12 +8,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from infra.lab.linkerd import sidecar, versions
-from infra.lab.linkerd.proxy import MIN_REFRESH
+from infra.lab.linkerd.proxy import MIN_REFRESH, POLICIES, UNAUTHENTICATED
 from infra.lab.linkerd.sidecar import SidecarConfig
 
 JSON = dict[str, Any]
 
 INJECT = "linkerd.io/inject"
+INBOUND_POLICY = "config.linkerd.io/default-inbound-policy"
 _OWNER_LABELS = {
     "Deployment",
     "StatefulSet",
@@ -36,6 +37,7 @@ def config_from_values(values_yaml: str, namespace: str) -> SidecarConfig:
         trust_domain=values.get("identityTrustDomain") or values.get("clusterDomain") or "cluster.local",
         native=bool(proxy_values.get("nativeSidecar", False)),  # a chart without the value knows no native sidecars
         min_refresh=additional.get(MIN_REFRESH, ""),
+        inbound_policy=proxy_values.get("defaultInboundPolicy") or UNAUTHENTICATED,
     )
 
 
@@ -55,13 +57,22 @@ def skip_reason(pod: JSON, namespace_annotations: dict[str, str]) -> str:
     return ""
 
 
-def patch(pod: JSON, *, namespace: str, roots_pem: str, config: SidecarConfig, owner: tuple[str, str]) -> list[JSON]:
+def patch(
+    pod: JSON,
+    *,
+    namespace: str,
+    roots_pem: str,
+    config: SidecarConfig,
+    owner: tuple[str, str],
+    namespace_annotations: dict[str, str] | None = None,
+) -> list[JSON]:
     """The JSON patch that adds the sidecar.
 
     Args:
         namespace: The pod's.
         roots_pem: The raw ca-bundle.crt; it goes in as it is, and its hash is over these bytes.
         owner: (kind, name) of the workload the pod belongs to; ("Pod", name) for a bare pod.
+        namespace_annotations: Configuration there is for each pod that has none of its own.
     """
     metadata, spec = pod["metadata"], pod["spec"]
     labels = {"linkerd.io/control-plane-ns": config.namespace, "linkerd.io/workload-ns": namespace}
@@ -81,7 +92,15 @@ def patch(pod: JSON, *, namespace: str, roots_pem: str, config: SidecarConfig, o
         for port in container.get("ports") or []
     ]
     native = config.native
-    container = sidecar.proxy_container(config, sidecar.literal_roots(roots_pem), native=native, ports=",".join(ports))
+    configured = {**(namespace_annotations or {}), **(metadata.get("annotations") or {})}
+    policy = configured.get(INBOUND_POLICY, "")  # one that it does not know the injector warns of, and leaves out
+    container = sidecar.proxy_container(
+        config,
+        sidecar.literal_roots(roots_pem),
+        native=native,
+        ports=",".join(ports),
+        inbound_policy=policy if policy in POLICIES else "",
+    )
     operations = [_map_add("/metadata/labels", metadata.get("labels"), labels)]
     operations.append(_map_add("/metadata/annotations", metadata.get("annotations"), annotations))
     operations.append(_list_add("/spec/volumes", spec.get("volumes"), sidecar.volumes()))

@@ -100,7 +100,8 @@ class Injector:
         if (admission.get("kind") or {}).get("kind") != "Pod":
             return []
         pod, namespace = admission["object"], admission["namespace"]
-        reason = inject.skip_reason(pod, await self._namespace_annotations(namespace))
+        annotations = await self._namespace_annotations(namespace)
+        reason = inject.skip_reason(pod, annotations)
         name = pod["metadata"].get("name") or pod["metadata"].get("generateName", "")
         if reason:
             self._log("info", f"skipped {namespace}/{name}: {reason}")
@@ -111,6 +112,7 @@ class Injector:
             roots_pem=self._container.path(ROOTS_FILE).read_text(),
             config=inject.config_from_values(self._container.path(VALUES_FILE).read_text(), self._namespace),
             owner=await self._owner(pod, namespace),
+            namespace_annotations=annotations,
         )
 
     async def _namespace_annotations(self, name: str) -> dict[str, str]:

@@ -2,6 +2,11 @@
 
 Roots are parsed once at start; the leaf is renewed by `certifier` and only then do the TLS contexts change. Inbound
 mTLS on :4143 and admin (plain HTTP and TLS on one port) on :4191, both on the pod's own loopback address.
+
+The admin port is under the default inbound policy, as any other port of the pod. Whoever comes from the pod's own
+loopback, as a port-forward does, and the probes of kubelets are always let in, once the policy controller has said so;
+until the proxy has its identity it cannot ask that, and goes by its environment alone (linkerd2-proxy: server-policy,
+`TryFrom<api::Server>`; inbound, `policy::Store::spawn_discover`).
 """
 
 from __future__ import annotations
@@ -43,6 +48,13 @@ DIRECTORY = "LINKERD2_PROXY_IDENTITY_DIR"
 MIN_REFRESH = "LINKERD2_PROXY_IDENTITY_MIN_REFRESH"
 MAX_REFRESH = "LINKERD2_PROXY_IDENTITY_MAX_REFRESH"
 INBOUND_PORTS = "LINKERD2_PROXY_INBOUND_PORTS"
+INBOUND_POLICY = "LINKERD2_PROXY_INBOUND_DEFAULT_POLICY"
+UNAUTHENTICATED = "all-unauthenticated"
+OPEN_POLICIES = frozenset({UNAUTHENTICATED, "cluster-unauthenticated", "audit"})
+AUTHENTICATED_POLICIES = frozenset({"all-authenticated", "cluster-authenticated"})
+POLICIES = OPEN_POLICIES | AUTHENTICATED_POLICIES | {"deny"}
+PROBED = ("/live", "/ready")
+BAD_CONFIGURATION = 64  # EX_USAGE of sysexits.h
 
 
 class Proxy:
@@ -62,6 +74,7 @@ class Proxy:
         self.roots_pem = env[TRUST_ANCHORS]
         self.roots: list[x509.Certificate] = []
         self.material: Material | None = None
+        self._policy = env.get(INBOUND_POLICY) or UNAUTHENTICATED
         self._resolve = resolve
         self._version = container.image.rpartition(":")[2]
         self._refresh = RefreshPolicy(
@@ -84,6 +97,9 @@ class Proxy:
 
     async def run(self) -> int:
         """From start to exit code."""
+        if self._policy not in POLICIES:
+            self._log("ERROR", f"Invalid configuration: invalid port policy: {self._policy}")
+            return BAD_CONFIGURATION
         try:
             self.roots = parse_roots(self.roots_pem)
             key = Key.generate(self.name)
@@ -184,7 +200,21 @@ class Proxy:
         return self._choose_inbound(is_tls)
 
     async def _serve_admin(self, reader: asyncio.StreamReader, writer: Writer) -> None:
-        await httpd.serve_connection(reader, writer, self._admin)
+        client = writer.get_extra_info("peername")[0]
+        connection: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
+        authenticated = connection is not None and connection.getpeercert(binary_form=True) is not None
+
+        async def admitted(request: httpd.Request) -> httpd.Response:
+            if not self._lets_in(client, authenticated=authenticated, path=request.path):
+                return httpd.Response.text("", 403)
+            return await self._admin(request)
+
+        await httpd.serve_connection(reader, writer, admitted)
+
+    def _lets_in(self, client: str, *, authenticated: bool, path: str) -> bool:
+        if self._policy in OPEN_POLICIES or (authenticated and self._policy in AUTHENTICATED_POLICIES):
+            return True
+        return self.material is not None and (client == self.container.ip or path in PROBED)
 
     async def _admin(self, request: httpd.Request) -> httpd.Response:
         if request.path == "/live":

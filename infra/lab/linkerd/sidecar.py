@@ -32,6 +32,7 @@ class SidecarConfig:
         trust_domain: Of the mesh identities.
         native: Whether the proxy is a native sidecar (an init container that keeps running), the default since 2.20.
         min_refresh: Floor of the renewal interval as a Go duration; "" leaves the proxy its own (10 s).
+        inbound_policy: Who is let in where no Server resource says otherwise (`proxy.defaultInboundPolicy`).
     """
 
     namespace: str
@@ -39,6 +40,7 @@ class SidecarConfig:
     trust_domain: str
     native: bool
     min_refresh: str = ""
+    inbound_policy: str = proxy.UNAUTHENTICATED
 
     def identity_of(self, account: str, namespace: str) -> str:
         """The mesh identity of a service account."""
@@ -62,7 +64,13 @@ def trust_root_sha256(bundle: str) -> str:
 
 
 def proxy_container(
-    config: SidecarConfig, roots: dict[str, Any], *, native: bool, ports: str = "", local_identity: bool = False
+    config: SidecarConfig,
+    roots: dict[str, Any],
+    *,
+    native: bool,
+    ports: str = "",
+    local_identity: bool = False,
+    inbound_policy: str = "",
 ) -> dict[str, Any]:
     """The container `linkerd-proxy`.
 
@@ -71,6 +79,7 @@ def proxy_container(
         native: Whether it goes to `initContainers`.
         ports: The pod's own container ports, comma-separated.
         local_identity: For identity's own pod: the service is next door, without TLS.
+        inbound_policy: Of this pod; "" takes the installation's.
     """
     address = f"linkerd-identity-headless.{config.namespace}.svc.{config.trust_domain}.:8080"
     container: dict[str, Any] = {
@@ -88,6 +97,7 @@ def proxy_container(
             {"name": "LINKERD2_PROXY_ADMIN_LISTEN_ADDR", "value": f"0.0.0.0:{proxy.ADMIN_PORT}"},
             {"name": "LINKERD2_PROXY_INBOUND_LISTEN_ADDR", "value": f"0.0.0.0:{proxy.INBOUND_PORT}"},
             {"name": proxy.INBOUND_PORTS, "value": ports},
+            {"name": proxy.INBOUND_POLICY, "value": inbound_policy or config.inbound_policy},
             {"name": proxy.DIRECTORY, "value": END_ENTITY_MOUNT},
             roots,
             {"name": proxy.TOKEN_FILE, "value": f"{TOKEN_MOUNT}/linkerd-identity-token"},
