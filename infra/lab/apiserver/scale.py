@@ -78,15 +78,20 @@ async def handle(api: Api, request: Request) -> Response:
         wanted = options.unsigned(version) if version else 0
     elif request.content_type not in writing.PATCH_TYPES:
         raise status.unsupported_media_type()
+    else:
+        options.check_write(request, "PatchOptions")
 
-    def scaled(present: JSON) -> JSON:
-        current = copy.deepcopy(present)
+    def scaled(stored_object: JSON) -> JSON:
+        current = copy.deepcopy(stored_object)
         if request.method == "PUT":
             after = sent
         elif request.content_type == "application/apply-patch+yaml":
             after = fieldvalidation.check_applied(SCALE, request.body, "Warn")
         else:
-            after, _ = patch.apply_patch(SCALE, scale_of(current, kind), request.content_type, request.body, "Warn")
+            mode = request.query.get("fieldValidation") or "Warn"
+            present = scale_of(current, kind)
+            after, found = patch.apply_patch(SCALE, present, request.content_type, request.body, mode)
+            request.warnings.extend(text for text in found if text not in request.warnings)
         replicas = (after.get("spec") or {}).get("replicas") or 0
         if replicas < 0:
             text = "must be greater than or equal to 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from infra.lab.apiserver import validation_containers as containers
 from infra.lab.apiserver import validation_core as core
 from infra.lab.apiserver import validation_crd as crd
 from infra.lab.apiserver import validation_extensions as extensions
@@ -120,6 +121,8 @@ def causes(kind: KindInfo, new: Object, old: Object | None = None, subresource: 
             out += rule(new, old)
         if subresource == "status" and key in validation_status.RULES:
             out += validation_status.RULES[key](new)
+        if subresource == "ephemeralcontainers":
+            out += containers.debugging_update(new, old)
         if key == ("", "Namespace") and subresource == "finalize":
             out += core.namespace_finalizers(new)
     return out

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from infra.lab.apiserver import go_json
 from infra.lab.apiserver import validation_meta as meta
+from infra.lab.apiserver.validation_containers import port_name
 from infra.lab.apiserver.validation_meta import IMMUTABLE, bad, duplicate, forbidden, longer_than, missing, unsupported
-from infra.lab.apiserver.validation_pods import port_name
 
 if TYPE_CHECKING:
     from infra.lab.apiserver.status import Cause
