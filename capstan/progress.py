@@ -9,10 +9,15 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+# A bound that follows the leaves that are seen moves by seconds at each look; by so much, it is worth a line.
+NEWS: Final = timedelta(minutes=1)
 
 _log = logging.getLogger("capstan")
 
@@ -29,6 +34,9 @@ class Watcher(Protocol):
     def count(self, done: int, total: int, waiting_for: Sequence[str] = ()) -> None:
         """So many of all have arrived; these have not (may be cut short)."""
 
+    def until(self, at: datetime) -> None:
+        """What the step waits for is waited for until then at the latest, aware UTC; it may change as evidence does."""
+
     def note(self, text: str) -> None:
         """Something a person reading along wants to know."""
 
@@ -39,13 +47,14 @@ class LogWatcher:
     def __init__(self, logger: logging.Logger = _log) -> None:
         self._log = logger
         self._last: tuple[int, int] | None = None
+        self._until: datetime | None = None
 
     def phase(self, name: str) -> None:
-        self._last = None
+        self._last = self._until = None
         self._log.info("phase %s", name)
 
     def step(self, name: str, detail: str = "") -> None:
-        self._last = None
+        self._last = self._until = None
         self._log.info("  %s%s", name, f": {detail}" if detail else "")
 
     def count(self, done: int, total: int, waiting_for: Sequence[str] = ()) -> None:
@@ -54,6 +63,11 @@ class LogWatcher:
         self._last = (done, total)
         names = ", ".join(waiting_for[:3]) + (f" and {len(waiting_for) - 3} more" if len(waiting_for) > 3 else "")
         self._log.info("    %d/%d%s", done, total, f", waiting for {names}" if names else "")
+
+    def until(self, at: datetime) -> None:
+        if self._until is None or abs(at - self._until) > NEWS:
+            self._until = at
+            self._log.info("    waits until %s UTC at the latest", f"{at:%Y-%m-%d %H:%M:%S}")
 
     def note(self, text: str) -> None:
         self._log.info("    %s", text)

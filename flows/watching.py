@@ -7,12 +7,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
-from capstan.progress import Watcher, watched_by
+from capstan.progress import NEWS, Watcher, watched_by
 from flows.publishing import Publisher, published
 
 # Names of those waited for that a bar lists; the log and the gate's error have the rest.
@@ -39,6 +40,7 @@ class Bar:
     done: int = 0
     total: int = 0
     waiting_for: tuple[str, ...] = ()
+    until: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +61,8 @@ class Bar:
         """Markdown."""
         title = f"**{self.phase}: {self.step}**" + (f" ({self.detail})" if self.detail else "")
         lines = [f"{title}: {self.done} of {self.total}"]
+        if self.until is not None and self.done < self.total:
+            lines += ["", f"At the latest until {self.until:%Y-%m-%d %H:%M:%S} UTC"]
         if self.waiting_for:
             lines += ["", "Waiting for", "", *(f"- `{_plain(name)}`" for name in self.waiting_for[:SHOWN])]
         if len(self.waiting_for) > SHOWN:
@@ -109,11 +113,24 @@ class PrefectWatcher:
             self._bar = bar
         if counted:
             self._say(bar.line())
-        if self._publisher is not None and total:
-            self._publisher.put(bar.name, lambda sender: sender.bar(bar.name, bar.percent(), bar.text()))
+        self._show(bar)
+
+    def until(self, at: datetime) -> None:
+        with self._lock:
+            before = self._bar.until
+            if before == at:
+                return
+            bar = self._bar = replace(self._bar, until=at)
+        if before is None or abs(at - before) > NEWS:
+            self._say(f"{bar.step}: waits until {at:%Y-%m-%d %H:%M:%S} UTC at the latest")
+        self._show(bar)
 
     def note(self, text: str) -> None:
         self._say(text)
+
+    def _show(self, bar: Bar) -> None:
+        if self._publisher is not None and bar.total:
+            self._publisher.put(bar.name, lambda sender: sender.bar(bar.name, bar.percent(), bar.text()))
 
     def _say(self, text: str) -> None:
         """Into the log of the innermost run of the calling thread; a thread without one uses that of the last call."""

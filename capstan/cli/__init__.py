@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-
 from datetime import timedelta
 from enum import Enum
 from typing import Any, Final

@@ -80,7 +80,7 @@ def approve(
     from capstan.cli import asked_runs
     from capstan.cli.prefect_server import connected
 
-    with connected("answer a request for approval") as client:
+    with connected("no request for approval can be answered") as client:
         if run is None:
             return _list(asked_runs.waiting(client), output)
         asked = asked_runs.find(client, run)

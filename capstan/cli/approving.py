@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cyclopts import Parameter
-from rich.panel import Panel
 from rich.prompt import Prompt
 from rich.text import Text
 
@@ -117,12 +116,14 @@ class _Terminal:
         paused = self._watcher.paused() if isinstance(self._watcher, TerminalWatcher) else nullcontext()
         with paused:
             console = stderr()
-            console.print(Panel(Text(request.text), title=f"approve {request.gate}?", width=100))
+            console.rule(f"approve {request.gate}?", align="left")
+            console.print(Text(request.text))  # 100 columns: a frame would break its lines anew
+            console.print()
             answer = Prompt.ask("Decision", console=console, choices=list(_ANSWERS), default="hold")
             if answer == "hold":
                 raise _held(request)
-            ticket = Prompt.ask("Ticket", console=console, default="")
-            comment = Prompt.ask("Comment", console=console, default="")
+            ticket = Prompt.ask("Ticket", console=console, default="", show_default=False)
+            comment = Prompt.ask("Comment", console=console, default="", show_default=False)
         decision = Decision(
             CHOICES[_ANSWERS[answer]], self._options.who(), datetime.now(UTC), ticket, comment,
             answered=request.answered + 1,

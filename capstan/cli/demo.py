@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from capstan.cli import demos
 from capstan.cli.demos import Demo, Documented, Turn
-from capstan.cli.entry_points import redate_flow
+from capstan.cli.entry_points import What, phases_of, redate_flow
 from capstan.config import ClusterRef, PluginCa, System, TrustDomain
 
 if TYPE_CHECKING:
@@ -212,6 +212,7 @@ def _redating(
         return run_flow(
             domain, redate_flow, (None, False), approvals=ApprovalOptions(approve=approve),
             title="Istio self-signed CA: a new end for the root, on the lab", handshakes=handshakes,
+            phases=phases_of(What.RE_DATE),
         )  # fmt: skip
 
     return run

@@ -63,7 +63,7 @@ def deploy(
     from deployments.reading import load
 
     inventory = load(file)
-    with prefect_server.connected("deploy an inventory to Prefect") as client:
+    with prefect_server.connected("the inventory cannot be deployed") as client:
         from deployments.apply import apply, plan
 
         planned = plan(client, inventory, file, prune=prune, force_prune=force_prune, adopt=adopt)

@@ -68,6 +68,27 @@ _KINDS: Final[Mapping[What, Kind]] = {
 }
 
 
+OF: Final[Mapping[Kind, str]] = {
+    "anchor": "",
+    "issuer": " of the issuers",
+    "re-date": " of the root's end",
+    "webhooks": " of webhook certificates",
+    "expired": " of what has expired",
+}
+"""What a rotation is of, in a title; the roots go without saying."""
+
+_PHASES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "issuer": ("prepare", "issue"),
+    "re-date": ("prepare", "trust"),
+    "expired": ("prepare", "issue"),
+}
+
+
+def phases_of(what: What) -> tuple[str, ...]:
+    """The phases that its flow goes through."""
+    return _PHASES.get(kind_of(what), ("prepare", "trust", "issue", "distrust"))
+
+
 def kind_of(what: What) -> Kind:
     """What a rotation of it is called in its record."""
     return _KINDS[what]

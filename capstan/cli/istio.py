@@ -18,7 +18,7 @@ from capstan.cli.istio_enable import enable
 from capstan.cli.istio_judging import Age, Grade, Held, ages, held, versions, worst
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
-from capstan.config import System
+from capstan.config import System, require_rotation_id
 from capstan.errors import Denied, InvalidInput
 from capstan.pki.bundle import Bundle
 from capstan.systems.opening import open_systems
@@ -186,13 +186,16 @@ def transition(
     output
         How the outcome is printed: table, json or yaml.
     """
-    from capstan.cli.entry_points import redate_flow
+    from capstan.cli.entry_points import What, phases_of, redate_flow
     from capstan.cli.rotate import print_outcome, run_flow
 
+    if rotation is not None:
+        require_rotation_id(rotation)
     domain = options.resolve((System.ISTIO,))
     outcome = run_flow(
         domain, redate_flow, (rotation, take_over), approvals=approvals,
         title=f"a new end for the self-signed root of trust domain {domain.name}",
+        phases=phases_of(What.RE_DATE),
     )  # fmt: skip
     print_outcome(outcome, output)
     return Exit.OK if outcome.completed else Exit.FAILURE

@@ -78,7 +78,7 @@ def run_enabling(
     with signed_chain_at(signed_chain):
         return run_flow(
             domain, enable_flow, (key_vault_id, revision, adopt), approvals=ApprovalOptions(),
-            title=f"plug-in CA for trust domain {domain.name}", doing="enable with Prefect",
+            title=f"plug-in CA for trust domain {domain.name}", doing="the add-on was not enabled by Prefect",
         )  # fmt: skip
 
 

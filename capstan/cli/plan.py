@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed
-from capstan.cli.entry_points import What, kind_of, require_rotation
+from capstan.cli.entry_points import OF, What, kind_of, require_rotation
 from capstan.cli.options import DomainOptions
 from capstan.cli.output import Exit, Output, print_data, print_table, stdout
 from capstan.trust.plan import Plan, Step, StepKind
@@ -17,17 +17,8 @@ from capstan.trust.safety import Unsafe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from capstan.cluster.record import Kind
     from capstan.pki.inspect import Certificate
     from capstan.trust.observation import Observation
-
-_OF: Final[Mapping[Kind, str]] = {
-    "anchor": "",
-    "issuer": " of the issuers",
-    "re-date": " of the root's end",
-    "webhooks": " of webhook certificates",
-    "expired": " of what has expired",
-}
 
 _MENDING: Final = ("webhooks", "expired")  # what fails is what they mend: they are not refused for it
 
@@ -64,7 +55,7 @@ def plan(
 
 def _print(view: DomainView) -> None:
     under_way = view.record if view.record is not None and view.record.finished is None else None
-    what = (f"rotation {under_way.rotation_id}" if under_way else "a new rotation") + _OF[view.plan.kind]
+    what = (f"rotation {under_way.rotation_id}" if under_way else "a new rotation") + OF[view.plan.kind]
     turned = f" ({direction(under_way)})" if under_way and direction(under_way) else ""
     back = under_way is not None and under_way.direction == "back"
     title = f"Plan of {what} of trust domain {view.domain.name}{turned}"

@@ -18,7 +18,7 @@ def connected(what: str) -> Iterator[SyncPrefectClient]:
     """A client of the configured server; what fails is told in our own words.
 
     Args:
-        what: What is being done, as one clause.
+        what: What fails if it cannot be asked, as one clause.
 
     Raises:
         InvalidInput: No server is configured. A temporary one would forget everything with this command.

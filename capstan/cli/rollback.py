@@ -50,7 +50,7 @@ def rollback(
         (rotation, take_over),
         approvals=approvals,
         title=f"roll-back of trust domain {domain.name}",
-        doing="roll back with Prefect",
+        doing="the way back was not run by Prefect",
     )
     print_outcome(outcome, output)
     return Exit.OK if outcome.completed else Exit.FAILURE

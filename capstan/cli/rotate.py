@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from capstan.approvals import decided_by
 from capstan.cli import live, prefect_local
 from capstan.cli.approving import ApprovalOptions
-from capstan.cli.entry_points import What, require_rotation, rotation_flow
+from capstan.cli.entry_points import OF, What, kind_of, phases_of, require_rotation, rotation_flow
 from capstan.cli.interrupts import leaving_at_once
 from capstan.cli.live import Handshakes
 from capstan.cli.options import DomainOptions
@@ -105,8 +105,9 @@ def run_rotation(
             lambda: rotation_flow(domain.system, what),
             (rotation, take_over, forward),
             approvals=approvals,
-            title=title or f"rotation of trust domain {domain.name}",
+            title=title or f"rotation{OF[kind_of(what)]} of trust domain {domain.name}",
             handshakes=handshakes,
+            phases=phases_of(what),
         )
 
 
@@ -117,15 +118,17 @@ def run_flow(
     *,
     approvals: ApprovalOptions,
     title: str,
-    doing: str = "rotate with Prefect",
+    doing: str = "the rotation was not run by Prefect",
     handshakes: Callable[[], Handshakes | None] | None = None,
+    phases: Sequence[str] = (),
 ) -> _Result:
     """Run a flow of one domain in this process, watched and asked on the terminal.
 
     Args:
         flow: Imports the flow: Prefect is imported with it.
         arguments: What follows the domain.
-        doing: For errors of Prefect itself.
+        doing: What failed where Prefect itself does.
+        phases: Those that will come, for the display.
 
     Raises:
         CapstanError: As the flow.
@@ -133,7 +136,7 @@ def run_flow(
     # What was written wrongly is said before Prefect is started, which takes seconds.
     approvals.require_key()
     prefect_local.prepare(domain.home_path())
-    with live.watching(title, handshakes) as watcher:
+    with live.watching(title, handshakes, phases) as watcher:
         watcher.step("start Prefect")
         prefect_local.await_early_start()
         from flows.errors import prefect_errors
@@ -174,14 +177,15 @@ def print_outcome(outcome: Outcome, output: Output) -> None:
             output,
         )
         return
+    subject = "certificates" if outcome.kind == "webhooks" else "roots"
     print_table(
         ("ROTATION", outcome.rotation),
         [
             ("rolled back" if back else "completed", "yes" if outcome.completed else "no"),
             ("went on from an earlier run", "yes" if outcome.resumed else "no"),
             ("phases", ", ".join(f"{phase.name} {phase.seconds:.1f} s" for phase in outcome.phases)),
-            ("roots before", ", ".join(root[:16] for root in outcome.roots_before)),
-            ("roots after", ", ".join(root[:16] for root in outcome.roots_after)),
+            (f"{subject} before", ", ".join(root[:16] for root in outcome.roots_before)),
+            (f"{subject} after", ", ".join(root[:16] for root in outcome.roots_after)),
             ("serving processes" if outcome.kind == "webhooks" else "live proxies", str(outcome.peers)),
             _turned_away(outcome, back=back),
             ("API requests", str(outcome.api_requests)),

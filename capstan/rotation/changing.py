@@ -180,6 +180,7 @@ class Counting:
         # Workloads are restarted by threads of their own, which do not inherit whoever watches here.
         self._watcher = watcher()
         self._seen: dict[Any, bool] = {}
+        self._until = rotation.now() + rotation.domain.policy.restart_deadline
 
     def __call__(self, step: Step) -> None:
         seen = self._seen
@@ -188,6 +189,8 @@ class Counting:
             self.ended.setdefault(str(step.owner), self._rotation.now().isoformat(timespec="milliseconds"))
         waiting = [str(owner) for owner, done in seen.items() if not done]
         self._watcher.count(len(seen) - len(waiting), len(seen), waiting)
+        if waiting:
+            self._watcher.until(self._until)
 
 
 def note_changes(rotation: Rotation, kind: str, cluster: str, changes: Sequence[Change]) -> None:

@@ -213,6 +213,7 @@ def reload(rotation: Rotation, patience: timedelta | None = None) -> None:
         until = rotation.now() + given
         while (far := rotation.aim.progress(rotation.observe(), Phase.ISSUE)).waiting_for:
             watcher().count(far.done, far.total, far.waiting_for)
+            watcher().until(until)
             if rotation.now() >= until:
                 break
             rotation.sleep(_POLL)

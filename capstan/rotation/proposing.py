@@ -256,7 +256,7 @@ def _on_reject(policy: RotationPolicy, gate: Gate) -> str:
     if gate in ("roll-back", "re-date"):
         return "Nothing: the rotation stays where it is."
     if policy.on_reject == "roll-back":
-        return "The rotation is rolled back to the old roots (policy on_reject: roll-back)."
+        return "The rotation is rolled back to what there was before it (policy on_reject: roll-back)."
     return "The rotation stops and everything stays as it is (policy on_reject: stop)."
 
 

@@ -146,6 +146,7 @@ def _watch(
         if patience is not None and not unseen.late and now - began >= patience and bound - now > patience:
             observed, assumed = result.bound is not None, bool(result.assumed)
             return Look(gate, False, done, total, result.waiting_for, bound, observed, assumed)
+        watcher().until(bound)
         rotation.sleep(_pause(now, bound))
         seen = glance(systems, rotation.observe)
 
