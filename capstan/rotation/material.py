@@ -171,7 +171,16 @@ def issuer_material(vault: Vault, reference: Reference) -> IssuerMaterial:
     """
     kept = vault.get(reference)
     chain = Bundle.parse(kept.certificate_pem, str(reference)).certificates
-    return IssuerMaterial.of(kept.minted(str(reference)), chain[1:])
+    return IssuerMaterial.of(kept.minted(str(reference)), chain[1:], kept_in(reference))
+
+
+def kept_in(reference: Reference) -> str:
+    """Where an entry is, for a person, with the command that reads it where there is one."""
+    where = f"{reference.name}, version {reference.version}, in {reference.vault}"
+    if not reference.vault.startswith("https://"):
+        return where
+    identifier = f"{reference.vault.rstrip('/')}/secrets/{reference.name}/{reference.version}"
+    return f"{where}: az keyvault secret show --id {identifier} --query value -o tsv"
 
 
 def minted_before(

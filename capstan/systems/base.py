@@ -68,15 +68,17 @@ class IssuerMaterial:
     Attributes:
         chain: The issuer first, then what stands between it and the root.
         key: The issuer's private key; never shown by repr, never pickled.
+        source: Where the key is kept, for a person; empty where it is kept nowhere else.
     """
 
     chain: tuple[Certificate, ...]
     key: PrivateKey = field(repr=False)
+    source: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, minted: Minted, intermediates: Sequence[Certificate] = ()) -> IssuerMaterial:
+    def of(cls, minted: Minted, intermediates: Sequence[Certificate] = (), source: str = "") -> IssuerMaterial:
         """From a minted issuer."""
-        return cls((minted.certificate, *intermediates), minted.key)
+        return cls((minted.certificate, *intermediates), minted.key, source)
 
     @property
     def certificate(self) -> Certificate:

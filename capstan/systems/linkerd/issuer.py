@@ -26,6 +26,7 @@ from capstan.systems.linkerd.layout import (
     OVERRIDES_KEY,
     Scheme,
     Tool,
+    owner_of,
     read_layout,
 )
 from capstan.systems.linkerd.owners import require_ours
@@ -109,8 +110,7 @@ def ensure_issuer(
         require_clocks(replicas, judged, layout.clock_skew, clock(), f"cluster {cluster.name}")
         # 3. May we?
         cli_install = cluster.find(SECRETS, OVERRIDES, namespace) is not None
-        remedy = f"issuer certificate {issuer.certificate.fingerprint} in the tool's source"
-        require_ours(cluster, secret, place, remedy, accept, cli_install=cli_install)
+        require_ours(cluster, secret, place, remedy(secret, issuer, layout.scheme), accept, cli_install=cli_install)
         # 4. Write both halves in one step, under the version that was read.
         body = {**secret, "data": {**(secret.get("data") or {}), **wanted}}
         after = cluster.replace(SECRETS, body)
@@ -122,6 +122,21 @@ def ensure_issuer(
         )  # fmt: skip
     changes.extend(_ensure_values(cluster, namespace, issuer))
     return tuple(changes)
+
+
+def remedy(secret: Object, issuer: IssuerMaterial, scheme: Scheme) -> str:
+    """The issuer as a tool's source wants it: values of the chart, or entries of the Secret. Its key is not shown, only
+    where it is kept."""
+    certificate_key, key_key = scheme.keys
+    chart = scheme is Scheme.LINKERD and owner_of(secret) in (Tool.HELM, Tool.ARGO, Tool.FLUX)
+    path = CERTIFICATE_VALUE[:-1] if chart else ()
+    names = (CERTIFICATE_VALUE[-1], KEY_VALUE[-1]) if chart else (certificate_key, key_key)
+    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(path)]
+    indent = "  " * len(path)
+    lines.append(f"{indent}{names[0]}: |-")
+    lines += [f"{indent}  {line}" for line in issuer.chain_pem().splitlines()]
+    key = f"the private key that is kept as {issuer.source}" if issuer.source else "its private key, never shown here"
+    return "\n".join([*lines, f"{indent}# {names[1]}: {key}"])
 
 
 def require_trusted_by_all(view: View, issuer: IssuerMaterial, now: datetime, place: str) -> None:

@@ -109,7 +109,7 @@ class LinkerdWebhook:
         label, value = self.hook.label
         pods = self.cluster.list(PODS, self.namespace, label_selector=f"{label}={value}").items
         reading = read_hook(self.cluster, self.hook, self.namespace, pods, timeout=self._timeout, unready=True)
-        owners = Owners(self.cluster)
+        owners = Owners(self.cluster, self.namespace)
         asked = {served.pod for served in reading.served}
         return reading, {
             str(pod["metadata"]["name"]): owners.of(pod) for pod in pods if pod["metadata"]["name"] in asked
