@@ -125,7 +125,9 @@ def _after(pod: Object) -> Object:
     own = next(
         (each for each in spec.get("containers") or [] if each.get("name") not in (PROXY, INIT)), {"image": "none"}
     )
-    container = {key: own[key] for key in ("image", "resources", "securityContext") if own.get(key)}
+    container = {key: own[key] for key in ("image", "securityContext") if own.get(key)}
+    # Claims of devices would be looked for in the pod; what quotas and policies ask for is the rest.
+    container["resources"] = {k: v for k, v in (own.get("resources") or {}).items() if k in ("limits", "requests")}
     kept = ("serviceAccountName", "securityContext", "priorityClassName", "runtimeClassName")
     labels = {key: text for key, text in (metadata.get("labels") or {}).items() if "linkerd.io/" not in key}
     born: dict[str, Any] = {
