@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import csr, escalation
+from . import csr, escalation, pod_security
 from .admission_errors import refusal
 from .admission_pods import PodAdmission
 from .api import timestamp
@@ -60,9 +60,11 @@ class AdmissionChain:
         csr.check_rights(attributes, self._authorizer)
 
     async def validate(self, attributes: AdmissionAttributes) -> None:
-        """Ask the validating webhooks. Raises ApiStatusError to refuse the request."""
+        """Pod security, then the validating webhooks. Raises ApiStatusError to refuse the request."""
         if attributes.kind.resource == csr.RESOURCE and attributes.obj is not None:
             csr.validate(attributes.obj, attributes.old)
+        if attributes.operation in ("CREATE", "UPDATE"):
+            pod_security.check(attributes, self._store)
         await self._webhooks.call(VALIDATING, attributes)
 
     def _built_in(self, attributes: AdmissionAttributes) -> None:
