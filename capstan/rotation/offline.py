@@ -21,7 +21,7 @@ from capstan.errors import GateRefused, InvalidCertificate, InvalidInput
 from capstan.pki.bundle import Bundle
 from capstan.pki.csr import Request, make_request, parse_request
 from capstan.pki.keys import PrivateKey
-from capstan.pki.verify import STRICT, verify_issuer
+from capstan.pki.verify import GIVEN_ROOT, verify_issuer
 from capstan.progress import watcher
 from capstan.rotation import material
 from capstan.rotation.naming import issuer_name
@@ -251,7 +251,7 @@ def verified(
             next_command="append the root's certificate (never its key) to the file",
         )  # fmt: skip
     others = [each for each in found if each not in (issuer, *roots)]
-    chain = verify_issuer(issuer, roots, now, others, relax=STRICT).chain
+    chain = verify_issuer(issuer, roots, now, others, relax=GIVEN_ROOT).chain
     if new:
         _require_new(chain[-1], trusted, where)
     return chain

@@ -17,12 +17,14 @@ from capstan.pki.inspect import Certificate
 from capstan.pki.keys import PrivateKey
 from capstan.pki.mint import RootPolicy, mint_root
 from capstan.pki.verify import STRICT, verify_issuer
+from tests.pki.ca import make
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 PASSPHRASE = "correct horse battery"
+NOW, DAY = dt.datetime.now(dt.UTC), dt.timedelta(days=1)
 KEY = PrivateKey.generate()
 
 
@@ -170,6 +172,18 @@ def test_nothing_is_signed_past_the_roots_end(
     code, out, err = run(*signing(request_file, root, "--yes", "--validity", "4000d"))
     assert (code, out) == (1, "")
     assert "may not outlive its issuer" in err
+
+
+def test_a_root_as_openssl_makes_it_by_itself_signs(
+    run: Callable[..., Any], request_file: Path, tmp_path: Path
+) -> None:
+    certificate, key = tmp_path / "corporate.pem", tmp_path / "corporate.key"
+    made = make("corporate root", key_usage=False, start=NOW - DAY, end=NOW + 3650 * DAY)
+    certificate.write_text(made.certificate.pem() + "\n")
+    key.write_bytes(PrivateKey(made.key).pem())
+    code, out, err = run(*signing(request_file, (certificate, key), "--yes"))
+    assert code == 0, err
+    assert Bundle.parse(out, "stdout").certificates[-1] == made.certificate
 
 
 def test_a_key_of_another_root_signs_nothing(

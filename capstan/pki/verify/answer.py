@@ -44,6 +44,12 @@ class Relaxation(StrEnum):
 STRICT: frozenset[Relaxation] = frozenset()
 """For what Capstan mints."""
 
+GIVEN_ROOT: frozenset[Relaxation] = frozenset(
+    {Relaxation.KEY_USAGE_ABSENT, Relaxation.SKI_ABSENT, Relaxation.BASIC_CONSTRAINTS_NOT_CRITICAL}
+)
+"""For what is signed anew under a root that somebody else made and nobody can make anew: `openssl req -x509` gives a
+root no key usage unless it is told to, and every proxy takes such a root."""
+
 IN_THE_FIELD: frozenset[Relaxation] = frozenset(Relaxation)
 """For what is already there: made by `openssl x509 -req`, `step`, or older installers, and accepted by every proxy."""
 
