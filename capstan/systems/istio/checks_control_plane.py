@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from capstan.pki.verify import anchors_of_issuer
 from capstan.systems.base import CheckResult, Severity
 from capstan.systems.istio.layout import short
+from capstan.systems.istio.places import TRUST_BUNDLE_FLAG
 from capstan.systems.istio.reporting import (
     CANARY_PAGE,
     CONTROL_PLANE,
@@ -24,7 +25,7 @@ from capstan.systems.istio.reporting import (
     skipped,
 )
 from capstan.systems.istio.source import Mode
-from capstan.systems.istio.versions import CaChange, Taken, how_taken, refused_version
+from capstan.systems.istio.versions import CaChange, Taken, flag, how_taken, refused_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,6 +69,8 @@ def distribution_checks(view: View, now: datetime) -> Iterable[CheckResult]:
     about = DISTRIBUTION, f"every namespace with proxies has the ConfigMap {view.layout.config_map}"
     if view.layout.mode is Mode.CITADEL:
         yield skipped(*about, INJECTION_PAGE, Severity.ERROR, "certificates come as Secrets before 1.5")
+    elif all(flag(revision.env, TRUST_BUNDLE_FLAG, False) for revision in view.layout.revisions):
+        yield skipped(*about, INJECTION_PAGE, Severity.ERROR, "pods get the roots from a ClusterTrustBundle")
     else:
         yield result(
             *about, INJECTION_PAGE, Severity.ERROR, listed("New pods there will not start:", without)

@@ -141,10 +141,12 @@ def _statuses(cluster: Cluster, namespace: str) -> dict[tuple[str, str], dict[st
     found: dict[tuple[str, str], dict[str, str]] = {}
     for item in items:
         status = item.get("status") or {}
-        versions = {
-            str(entry.get("id", "")).rpartition("/")[2]: str(entry.get("version", ""))
-            for entry in status.get("objects") or []
-        }
+        versions: dict[str, str] = {}
+        for entry in status.get("objects") or []:
+            # TYPE/NAME; TYPE/NAME/INDEX where a class asks for several versions of each, the latest of which is 0.
+            _, name, index = [*str(entry.get("id", "")).split("/"), "", ""][:3]
+            if index in ("", "0"):
+                versions[name] = str(entry.get("version", ""))
         found[str(status.get("podName", "")), str(status.get("secretProviderClassName", ""))] = versions
     return found
 

@@ -124,6 +124,7 @@ def observe(
     # 2. Who is there: one paged list.
     pods = () if control_plane_only else cluster.list(PODS).items
     meshed = [pod for pod in pods if not has_ended(pod) and _is_meshed(pod)]
+    listed = {_key(pod) for pod in pods}
     # 3. What each istiod signs with, and what each proxy holds.
     signers = read_istiods(cluster, layout, timeout=timeout, concurrency=concurrency)
     known_still = [memory.recall(pod, began) if memory is not None and glance else None for pod in meshed]
@@ -154,7 +155,7 @@ def observe(
     istiods = tuple(istiod_of(signer, certificates, at) for signer in signers)
     proxies = (
         *(_proxy(cluster.name, namespace, reading, certificates, at, beside) for reading in readings),
-        *(_stranger(cluster.name, *stranger) for stranger in sorted(strangers)),
+        *(_stranger(cluster.name, *stranger, here=stranger in listed) for stranger in sorted(strangers)),
     )
     observation = ClusterObservation(
         name=cluster.name,
@@ -296,8 +297,14 @@ def _proxy(
     )
 
 
-def _stranger(cluster: str, namespace: str, name: str) -> Proxy:
-    """A proxy that an istiod serves and that is no pod of this cluster: a virtual machine, or another cluster's pod."""
+def _stranger(cluster: str, namespace: str, name: str, *, here: bool) -> Proxy:
+    """A proxy that an istiod serves and that cannot be read: a virtual machine, another cluster's pod, or one of this
+    cluster without an Envoy or ztunnel of Istio's (agentgateway, a client of one's own)."""
+    why = (
+        "its pod has no container istio-proxy"
+        if here
+        else "it is no pod of this cluster (a virtual machine, or of another cluster)"
+    )
     peer = Peer(
         cluster=cluster,
         namespace=namespace,
@@ -306,8 +313,7 @@ def _stranger(cluster: str, namespace: str, name: str) -> Proxy:
         owner=Owner("Proxy", namespace, name),
         trusts=None,
         leaf=None,
-        unreadable="it is connected to an istiod, but is no pod of this cluster (a virtual machine, or of another "
-        "cluster): what it holds cannot be read from here",
+        unreadable=f"it is connected to an istiod, but {why}: what it holds cannot be read from here",
     )
     return Proxy(peer, PodRef(namespace, name, ""), "unknown", "", None, {}, None, leaving=False)
 

@@ -68,7 +68,9 @@ def read_secrets(active: bytes, warming: bytes = b"", where: str = "proxy") -> S
         InvalidInput: This is no config dump.
     """
     try:
-        found = {str(item.get("name")): item for item in _dynamic(active, where)}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for item in _dynamic(active, where):
+            found.setdefault(str(item.get("name")), []).append(item)
         waiting = {str(item.get("name")) for item in _dynamic(warming, where)} if warming else set()
         waiting |= {str(item.get("name")) for item in _dynamic(active, where, "dynamic_warming_secrets")}
         return _read(found, waiting, where)
@@ -78,24 +80,29 @@ def read_secrets(active: bytes, warming: bytes = b"", where: str = "proxy") -> S
         ) from error
 
 
-def _read(found: dict[str, dict[str, Any]], waiting: set[str], where: str) -> Secrets:
+def _read(found: dict[str, list[dict[str, Any]]], waiting: set[str], where: str) -> Secrets:
     problems: list[str] = []
     chain: tuple[Certificate, ...] = ()
     roots: Bundle | None = None
     for name, kind, path in ((LEAF, "leaf", _CHAIN), (ROOTS, "roots", _TRUSTED)):
+        held: list[dict[str, Any] | None] = [*found.get(name, ())] or [None]
         try:
-            certificates = _certificates(found.get(name), path, f"{where}, secret {name}")
+            certificates, *others = (_certificates(item, path, f"{where}, secret {name}") for item in held)
         except (InvalidPem, InvalidCertificate) as error:
             problems.append(f"{kind}: {error.what}: {error.observed or error.expected}")
             continue
-        if certificates is None:
+        if any(other != certificates for other in others):
+            # Envoy keeps one for each way of asking that a listener or cluster names: two while they are exchanged.
+            problems.append(f"{kind}: it holds secret {name} {len(held)} times, and not the same")
+        elif certificates is None:
             state = "still warming" if name in waiting else "not in its config dump"
             problems.append(f"{kind}: secret {name} is {state}")
         elif name == LEAF:
             chain = tuple(certificates)
         else:
             roots = certificates
-    times = [moment for name in (LEAF, ROOTS) if (moment := _moment((found.get(name) or {}).get("last_updated")))]
+    every = [item for name in (LEAF, ROOTS) for item in found.get(name) or ()]
+    times = [moment for item in every if (moment := _moment(item.get("last_updated")))]
     return Secrets(chain, roots, max(times, default=None), tuple(problems))
 
 
@@ -161,6 +168,12 @@ def _certificates(item: dict[str, Any] | None, paths: tuple[tuple[str, ...], ...
         source: Any = item.get("secret") or {}
         for key in path:
             source = source.get(key) or {}
+            if validator := source.get("custom_validator_config"):
+                raise InvalidPem(
+                    "Envoy verifies peers by a validator of its own", where=where,
+                    observed=f"{validator.get('name')}: another identity provider than istiod fills it",
+                    expected="a list of roots, as istiod's agent gives it",
+                )  # fmt: skip
         if text := _inline(source, where):
             return Bundle.parse_lenient(text, where)
     return None

@@ -98,6 +98,14 @@ def test_every_pod_with_the_latest_versions_leaves_nobody_outstanding(cluster, n
     assert outstanding(cluster, where, kept(), Way.CSI) == ()
 
 
+@pytest.mark.usefixtures("driver")
+def test_of_a_class_that_asks_for_several_versions_the_latest_counts(cluster, namespace):
+    where = layout(namespace, pod("istiod-1"))
+    older = {f"{name}/1": "0" * 32 for name in WANTED}
+    status(cluster, namespace, "istiod-1", {f"{name}/0": version for name, version in WANTED.items()} | older)
+    assert outstanding(cluster, where, kept(), Way.CSI) == ()
+
+
 def test_a_volume_of_a_driver_whose_objects_cannot_be_seen_is_an_unknown_way(cluster, namespace):
     where = layout(namespace, pod("istiod-1"))
     assert detect(cluster, where).way is Way.UNKNOWN

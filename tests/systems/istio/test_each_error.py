@@ -204,6 +204,27 @@ def test_roots_as_a_string_are_read_as_those_in_bytes() -> None:
     assert (found.roots is not None, found.problems) == (True, ())
 
 
+def test_a_secret_that_an_envoy_holds_twice_counts_where_both_are_the_same() -> None:
+    first, second = (secrets_dump(text(LEAF, ISSUER), text(ROOT))["configs"] for _ in range(2))
+    twice = read_secrets(json.dumps({"configs": [*first, *second]}).encode())
+    assert (twice.chain[0], twice.problems) == (LEAF, ())
+    other = secrets_dump(text(LEAF, ISSUER), text(ROOT, ISSUER))["configs"]
+    found = read_secrets(json.dumps({"configs": [*other, *first]}).encode())
+    assert found.roots is None
+    assert found.problems == ("roots: it holds secret ROOTCA 2 times, and not the same",)
+
+
+def test_roots_that_another_identity_provider_gives_by_trust_domain_are_told_as_such() -> None:
+    dump = secrets_dump(text(LEAF, ISSUER), text(ROOT))
+    spiffe = {"trust_domains": [{"name": "cluster.local", "trust_bundle": {"inline_string": text(ROOT)}}]}
+    validator = {"name": "envoy.tls.cert_validator.spiffe", "typed_config": spiffe}
+    dump["configs"][1]["secret"]["validation_context"] = {"custom_validator_config": validator}
+    found = read_secrets(json.dumps(dump).encode())
+    assert found.roots is None
+    (problem,) = found.problems
+    assert "envoy.tls.cert_validator.spiffe: another identity provider than istiod" in problem
+
+
 def held(*items: Any) -> list[dict[str, str]]:
     return [{"pem": base64.b64encode(text(item).encode()).decode()} for item in items]
 

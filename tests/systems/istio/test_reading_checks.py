@@ -385,6 +385,9 @@ def test_a_namespace_with_proxies_and_without_the_configmap_is_told(green):
         "every namespace with proxies has the ConfigMap istio-ca-root-cert", replace(green.view, places=places)
     )
     assert "shop" in message
+    instead = replace(green.revision(env={"ENABLE_CLUSTER_TRUST_BUNDLE_API": "true"}), places=places)
+    found = green.run(instead)["every namespace with proxies has the ConfigMap istio-ca-root-cert"]
+    assert found.status is Status.SKIPPED
 
 
 def test_a_webhook_that_lags_is_told_and_so_is_the_istiod_that_it_does_not_trust(green):

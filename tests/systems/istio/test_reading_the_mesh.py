@@ -268,6 +268,16 @@ def test_a_connection_of_a_pod_that_has_gone_by_the_second_look_is_forgotten(mes
     assert len(asked) == 2 * len(mesh.signers)
 
 
+def test_a_connected_pod_without_a_proxy_of_istios_is_unreadable_with_that_reason(mesh):
+    mesh.standard()
+    mesh.mesh.pod("shop", "agent-1", {"containers": [{"name": "agentgateway", "image": "agentgateway:1"}]})
+    mesh.connected.append("agent-1.shop")
+    mesh.connected.append("vm-1.shop")
+    found = peers(look(mesh))
+    assert "no container istio-proxy" in found["shop/agent-1"].unreadable
+    assert "no pod of this cluster" in found["shop/vm-1"].unreadable
+
+
 def test_a_pod_that_was_born_after_the_list_is_read_too(mesh):
     mesh.standard()
 
