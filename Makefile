@@ -33,7 +33,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not long" --timeout=600
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not long" --timeout=600 --durations=40
 
 test-slow-failed: setup
 	$(BIN)/python -m pytest -n 0 -m "slow and not long" --timeout=600 --last-failed --last-failed-no-failures none

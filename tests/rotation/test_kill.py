@@ -36,7 +36,7 @@ def test_the_list_of_points_is_what_a_clean_run_passes(rotations: Rotations) -> 
 # Most of them are `long`: run by `make test-long`, and not by every change.
 @pytest.mark.parametrize(
     "points",
-    [pytest.param(points, marks=[pytest.mark.long] if n % 8 else []) for n, points in enumerate(CHAINS)],
+    [pytest.param(points, marks=[pytest.mark.long] if n % 9 else []) for n, points in enumerate(CHAINS)],
     ids=lambda points: f"{len(points)}-points",
 )
 def test_killed_at_each_of_these_points_and_run_again_it_finishes_with_one_new_root_and_drops_nothing(

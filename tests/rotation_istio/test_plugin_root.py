@@ -47,6 +47,7 @@ def test_an_intermediate_is_turned_under_the_root_that_capstan_minted(turned: Ca
     second.require_no_failure()
 
 
+@pytest.mark.long
 def test_a_rotation_is_taken_back_from_between_its_phases(turned: Callable[..., Turned]) -> None:
     case = turned()
     ran = case.run(die_at="issue > switch-issuer/cluster > account issuer-switched, half-written")

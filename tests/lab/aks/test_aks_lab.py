@@ -151,6 +151,7 @@ def test_both_revisions_take_new_versions_up_from_their_csi_volumes_without_a_re
     run(tmp_path, script, options)
 
 
+@pytest.mark.long
 def test_in_2023_the_cron_job_restarts_istiod_for_a_new_root_and_says_so(tmp_path: Path) -> None:
     new = hierarchy.mint("B", now=datetime.now(UTC))
 

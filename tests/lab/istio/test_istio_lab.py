@@ -159,6 +159,7 @@ def test_the_documented_two_steps_fail_between_workloads_that_have_renewed_and_t
     run(tmp_path, script, envoys=1)
 
 
+@pytest.mark.long
 def test_pushed_bundles_reach_proxies_with_the_xds_agent_long_before_their_leaves_are_half_spent(
     tmp_path: Path,
 ) -> None:
