@@ -48,8 +48,10 @@ def checks(cluster_id: str, credential: TokenCredential | None = None) -> tuple[
 
 def _at_rest(profile: Profile) -> CheckResult:
     told = "no other change of the cluster is under way"
-    if profile.state in ("Succeeded", ""):
-        return _result(told, Severity.ERROR, Status.OK)
+    if not profile.changing:
+        # A rotation asks nothing of Azure's control plane: a last change that failed is no reason to let a CA expire.
+        failed = "" if profile.state in ("Succeeded", "") else f"{profile.where}: the last change is {profile.state}"
+        return _result(told, Severity.ERROR, Status.OK, failed)
     message = f"{profile.where} is {profile.state}: istiod and its pods may be replaced at any moment"
     return _result(told, Severity.ERROR, Status.ERROR, message)
 

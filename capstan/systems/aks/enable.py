@@ -41,10 +41,10 @@ def require_enable_possible(profile: Profile, plugin: Plugin) -> bool:
             the mesh's custom resources and namespaces.
         Conflict: Another change of the cluster is under way.
     """
-    if profile.state not in ("Succeeded", ""):
+    if profile.changing:
         raise Conflict(
             "the cluster is being changed by somebody else", where=profile.where, observed=profile.state,
-            expected="Succeeded", delay=30.0, next_command="az aks show --query provisioningState",
+            expected="Succeeded, Failed or Canceled", delay=30.0, next_command="az aks show --query provisioningState",
         )  # fmt: skip
     if not profile.mesh:
         return True
@@ -62,7 +62,9 @@ def require_enable_possible(profile: Profile, plugin: Plugin) -> bool:
             observed=", ".join(_names(profile.plugin)), expected=", ".join(_names(plugin)),
             next_command="write the new CA into the secrets that the add-on reads: capstan rotate --system aks-istio",
         )  # fmt: skip
-    return not (profile.provider.enabled and profile.provider.rotation)
+    # Where the last change failed, what it was to do may be half done: the same once more has Azure finish it.
+    done = profile.provider.enabled and profile.provider.rotation and profile.state not in ("Failed", "Canceled")
+    return not done
 
 
 def body(cluster: ManagedCluster, plugin: Plugin, *, revision: str, interval: str) -> ManagedCluster:

@@ -72,7 +72,7 @@ class Profile:
         revisions: `asm-1-30`; two during a canary upgrade.
         plugin: The plug-in CA; None if istiod signs by a root of its own.
         etag: The cluster's version, for a conditional write.
-        state: Provisioning state, `Succeeded` when at rest.
+        state: Provisioning state: `Succeeded`, `Failed` or `Canceled` when at rest, else what is being done.
     """
 
     where: str
@@ -82,6 +82,12 @@ class Profile:
     provider: SecretsProvider
     etag: str
     state: str
+
+    @property
+    def changing(self) -> bool:
+        """Whether Azure is at work on the cluster. What has failed is at rest, and another change is how it is mended
+        (azure-resource-manager-rpc, "Asynchronous operations": the three terminal states)."""
+        return self.state not in ("Succeeded", "Failed", "Canceled", "")
 
     def required_plugin(self) -> Plugin:
         """The plug-in CA.

@@ -11,7 +11,16 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from capstan.config import PluginCa
-from capstan.errors import Conflict, Denied, GateRefused, GateTimedOut, InvalidInput, NotFound, VerificationFailed
+from capstan.errors import (
+    Conflict,
+    Denied,
+    GateRefused,
+    GateTimedOut,
+    InvalidInput,
+    NotFound,
+    ServerFault,
+    VerificationFailed,
+)
 from capstan.systems.aks import enable, roles
 from capstan.systems.aks.arm import Arm, ClusterId, open_arm
 from capstan.systems.aks.checks import checks
@@ -317,6 +326,21 @@ def test_azures_refusal_after_the_start_is_told_in_its_words(endpoint: Endpoint)
     endpoint.refuse = ArmError(400, "KeyVaultSecretNotFound", "The secret my-root was not found.")
     with pytest.raises(Exception, match="my-root"):
         enable.enable_plugin_ca(endpoint.open(), PLUGIN, seconds=20)
+
+
+def test_a_cluster_whose_last_change_failed_is_no_cluster_that_is_being_changed(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint.holds(cluster_body())
+    endpoint.refuse = ArmError(400, "KeyVaultSecretNotFound", "The secret my-root was not found.")
+    with pytest.raises(ServerFault, match="my-root"):
+        enable.enable_plugin_ca(endpoint.open(), PLUGIN, seconds=20)
+    assert read_profile(endpoint.open()).state == "Failed"
+    endpoint.refuse = None  # the secret was made: the same command goes on
+    assert enable.enable_plugin_ca(endpoint.open(), PLUGIN, seconds=20).plugin is not None
+    endpoint.manager.clusters.get("lab", "east").state = "Failed"
+    endpoint.manager.roles = (str(roles.SECRETS_USER),)
+    assert statuses(endpoint, monkeypatch)[REST] == "ok"
 
 
 def test_an_end_that_does_not_come_is_told_and_the_next_run_finds_it_under_way(
