@@ -122,7 +122,7 @@ def test_go_durations_and_flags() -> None:
     assert parse_duration("24h0m0s").total_seconds() == 86400
     assert parse_duration("1.5s").total_seconds() == 1.5
     assert (format_duration(86400), format_duration(24), format_duration(90)) == ("24h0m0s", "24s", "1m30s")
-    with pytest.raises(ValueError, match="invalid duration"):
+    with pytest.raises(ValueError, match="missing unit in duration"):
         parse_duration("24")
     assert parse_flags(["identity", "-a=b", "--c=d=e", "-f"]) == {"a": "b", "c": "d=e", "f": "true"}
 
