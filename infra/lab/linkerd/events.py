@@ -4,6 +4,7 @@ Rules (k8s.io/client-go tools/record, defaults; golden traces 04, 09 and 12):
 - From the 10th different message of one kind (source, object, type, reason) within 10 minutes on, the message gets
   the prefix "(combined from similar events): " and all such events share one object.
 - An event equal to an earlier one raises the count of that object (a PATCH) instead of creating another.
+- What the API server could not be asked is tried again; what it refused is not.
 - Each (source, object) may write 25 Events, plus one every five minutes; the others are dropped without a trace.
 """
 
@@ -26,6 +27,7 @@ MAX_DIFFERENT_MESSAGES = 10
 AGGREGATION_WINDOW_SECONDS = 600.0
 BURST = 25
 SECONDS_PER_TOKEN = 300.0
+TRIES, RETRY_SECONDS = 12, 10.0
 COMBINED = "(combined from similar events): "
 
 log = logging.getLogger(__name__)
@@ -147,9 +149,16 @@ class Correlator:
 
 
 class Recorder:
-    """Writes events in the background, in order; what cannot be written is lost, as with the real one."""
+    """Writes events in the background, in order.
 
-    def __init__(self, client: KubeClient, component: str) -> None:
+    What the API server refuses is lost; while it cannot be reached an event is tried twelve times, and the others wait.
+
+    Args:
+        pause: Seconds between two tries.
+    """
+
+    def __init__(self, client: KubeClient, component: str, pause: float = RETRY_SECONDS) -> None:
+        self._pause = pause
         self._client = client
         self._correlator = Correlator(component)
         self._queue: asyncio.Queue[tuple[Reference, str, str, str]] = asyncio.Queue(maxsize=1000)
@@ -168,19 +177,19 @@ class Recorder:
             write = self._correlator.correlate(about, kind, reason, message)
             if write is None:
                 continue
-            try:
-                await self._send(write)
-            except ApiError as error:
-                if write.is_patch and error.status == 404:
-                    await self._send_quietly(self._correlator.renew(write, about, kind, reason, message))
-                else:
+            for _ in range(TRIES):
+                try:
+                    await self._send(write)
+                except ApiError as error:
                     log.debug("event not written: %s", error)
-
-    async def _send_quietly(self, write: Write) -> None:
-        try:
-            await self._send(write)
-        except ApiError as error:
-            log.debug("event not written: %s", error)
+                    if write.is_patch and error.status == 404:
+                        write = self._correlator.renew(write, about, kind, reason, message)
+                    elif error.status:
+                        break
+                    else:
+                        await asyncio.sleep(self._pause)
+                else:
+                    break
 
     async def _send(self, write: Write) -> None:
         path = f"/api/v1/namespaces/{write.namespace}/events"

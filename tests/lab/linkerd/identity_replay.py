@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 TRACES = Path(__file__).parents[2] / "vectors/controllers/linkerd-identity"
 WEB = "web.emoji.serviceaccount.identity.linkerd.cluster.local"
 JSON = dict[str, Any]
+PATIENCE = 60.0
+"""Seconds until what does not come is a failure; on a loaded machine a start alone takes many."""
 _attempts = itertools.count()
 
 
@@ -246,7 +248,7 @@ class Replay:
 
     async def wait_lines(self, count: int) -> None:
         """Until the process has logged `count` lines."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while len(self.log()) < count:
                 await asyncio.sleep(0.005)
 
@@ -260,7 +262,7 @@ class Replay:
         assert self._process is not None
         if terminate:
             self.container.stopping.set()
-        code = await asyncio.wait_for(self._process, 5)
+        code = await asyncio.wait_for(self._process, PATIENCE)
         self.lines += self.log()
         await self.container.close()
         return code
@@ -297,7 +299,7 @@ class Replay:
 
     async def settle_events(self, count: int) -> None:
         """Until `count` writes of Events have been seen."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while len(self.events) < count:
                 await asyncio.sleep(0.005)
 
