@@ -78,6 +78,8 @@ def _citadel(options: Options) -> list[JSON]:
         "env": [
             {"name": "CITADEL_ENABLE_NAMESPACES_BY_DEFAULT", "value": "true"},
             {"name": "LAB_RESYNC_SECONDS", "value": RESYNC_SECONDS},
+            # Ten minutes there, which no leaf of the lab lives.
+            {"name": "CITADEL_WORKLOAD_CERT_MIN_GRACE_PERIOD", "value": "0s"},
             *({"name": name, "value": value} for name, value in options.environment.items()),
         ],
     }

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from infra.lab.istio.istiod.bundle import Bundle
     from infra.lab.kubelet.runtime import Container
 
+MIN_GRACE_ENV = "CITADEL_WORKLOAD_CERT_MIN_GRACE_PERIOD"
 RESYNC_ENV = "LAB_RESYNC_SECONDS"
 """Citadel's own 60 s resync of all Secrets, in seconds of the lab."""
 CONFIG_MAP, CONFIG_KEY = "istio-security", "caTLSRootCert"
@@ -66,6 +67,7 @@ class Citadel:
             by_default=flag(container.env, "CITADEL_ENABLE_NAMESPACES_BY_DEFAULT", default=True),
             resync=timedelta(seconds=float(container.env.get(RESYNC_ENV) or 60)),
             grace=float(flags.get("workload-cert-grace-period-ratio", "0.5")),
+            min_grace=parse_duration(container.env.get(MIN_GRACE_ENV) or "10m"),
             dns_names=dns_names(storage, flags.get("custom-dns-names", ""))
             if flag({"v": flags.get("append-dns-names", "true")}, "v", default=True)
             else {},
@@ -84,10 +86,10 @@ class Citadel:
             out.error(str(error))
             return FAILED
         self._root_end = authority.root_expiry
-        await self._publish(bundle)
+        await self._publish_at_start(bundle)
         workloads = Workloads(self._options, authority, self._self_signed, self._client, out, _now)
         tasks = []
-        if self._self_signed is not None:
+        if self._self_signed is not None and self._settings.check_interval > timedelta():
             tasks.append(asyncio.create_task(self._follow(authority, self._self_signed)))
         await asyncio.sleep(0)  # the rotator's lines come next there
         out.info("Creating Kubernetes controller to write issued keys and certs into secret ...")
@@ -124,7 +126,7 @@ class Citadel:
                 out,
                 _now,
                 lambda: self._read(roots) if roots else b"",
-                Scopes(start="", rotator="rootCertRotator", controller="secretController"),
+                Scopes(start=self._start_scope, rotator="rootCertRotator", controller="caSecretController"),
             )
             try:
                 return await self._self_signed.start()
@@ -134,10 +136,15 @@ class Citadel:
         out.info("Use certificate from argument as the CA certificate")
         names = ("signing-cert", "signing-key", "cert-chain", "root-cert")
         cert, key, chain, root = (self._read(self._flags.get(name, "")) for name in names)
+        problem = "certificate is not authorized to sign other certificates"
         try:
-            return bundles.verified(cert, key, chain, root, b"", rules=self._settings.rules, now=_now())
+            bundle = bundles.verified(cert, key, chain, root, b"", rules=self._settings.rules, now=_now())
         except BundleError as error:
-            raise StartError(f"Failed to create an Citadel: failed to create CA KeyCertBundle ({error})") from error
+            problem = f"failed to create CA KeyCertBundle ({error})"
+        else:
+            if bundles.is_authority(bundle.signer):
+                return bundle
+        raise StartError(f"Failed to create an Citadel (error: {problem})")
 
     def _read(self, path: str) -> bytes:
         try:
@@ -145,37 +152,67 @@ class Citadel:
         except OSError as error:
             raise BundleError(f"open {path}: no such file or directory") from error
 
-    async def _publish(self, bundle: Bundle) -> None:
-        """ConfigMap istio-security: the root's PEM in base64, inside plain text."""
+    @property
+    def _start_scope(self) -> str:
+        return "" if self._settings.rules.version < (1, 4, 0) else "pkiCaLog"
+
+    async def _publish_at_start(self, bundle: Bundle) -> None:
+        """Tell istio-security; of a plug-in CA that has a chain, the chain."""
+        self_signed = self._self_signed is not None
+        text = bundle.root_pem if self_signed else bundle.chain_pem or bundle.root_pem
+        try:
+            await self._publish(text)
+        except ApiError as error:
+            why = (
+                f"Failed to write Citadel cert to configmap ({error.message}). Node agents will not be able to connect."
+            )
+            self._out.error(why, self._start_scope)
+            return
+        if self_signed:
+            where = f"configmap {CONFIG_MAP} in namespace {self._settings.namespace}"
+            self._out.info(f"The Citadel's public key is successfully written into {where}.", self._start_scope)
+
+    async def _publish(self, text: bytes) -> None:
+        """ConfigMap istio-security: PEM in base64, inside plain text. Raises ApiError."""
         namespace = self._settings.namespace
         collection = f"/api/v1/namespaces/{namespace}/configmaps"
-        data = {CONFIG_KEY: base64.b64encode(bundle.root_pem).decode()}
+        data = {CONFIG_KEY: base64.b64encode(text).decode()}
         try:
-            try:
-                known = await self._client.get(f"{collection}/{CONFIG_MAP}")
-            except ApiError as error:
-                if error.status != 404:
-                    raise
-                metadata = {"name": CONFIG_MAP, "namespace": namespace}
-                body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-                await self._client.create(collection, body)
-            else:
-                merged = {**(known.get("data") or {}), **data}
-                if merged != known.get("data"):
-                    await self._client.replace(f"{collection}/{CONFIG_MAP}", {**known, "data": merged})
+            known = await self._client.get(f"{collection}/{CONFIG_MAP}")
         except ApiError as error:
-            self._out.error(f"Failed to write Citadel cert to configmap ({error.message})")
-            return
-        where = f"configmap {CONFIG_MAP} in namespace {namespace}"
-        self._out.info(f"The Citadel's public key is successfully written into {where}.")
+            if error.status != 404:
+                raise
+            metadata = {"name": CONFIG_MAP, "namespace": namespace}
+            body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+            await self._client.create(collection, body)
+        else:
+            merged = {**(known.get("data") or {}), **data}
+            if merged != known.get("data"):
+                await self._client.replace(f"{collection}/{CONFIG_MAP}", {**known, "data": merged})
 
     async def _follow(self, authority: Authority, source: SelfSigned) -> None:
-        """The rotator; what it takes over, istio-security tells."""
+        """The rotator; what it takes over, istio-security tells. It alone hears of SIGTERM."""
+        out, scope = self._out, source.scopes.rotator
 
         async def updated() -> None:
-            await self._publish(authority.bundle)
+            try:
+                await self._publish(authority.bundle.root_pem)
+            except ApiError as error:
+                text = f"Failed to write self-signed Citadel's root cert to configmap ({error.message})."
+                out.error(f"{text} Citadel agents will not be able to connect.", scope)
+            else:
+                out.info("Root certificate is updated into configmap.", scope)
 
-        await Rotator(source, authority, self._out, _now, random.Random(), updated).run()
+        rotator = asyncio.create_task(Rotator(source, authority, out, _now, random.Random(), updated).run())
+        try:
+            await self._container.stopping.wait()
+            if not self._settings.jitter:  # while it waits for its first look it hears nothing
+                out.info("Received stop signal, so stop the root cert rotator.", scope)
+                rotator.cancel()
+            await rotator
+        finally:
+            rotator.cancel()
+            await asyncio.gather(rotator, return_exceptions=True)
 
     async def _monitor(self, request: httpd.Request) -> httpd.Response:
         if request.path == "/metrics":

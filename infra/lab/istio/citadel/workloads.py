@@ -20,6 +20,8 @@ from infra.lab.istio.istiod import bundle as bundles
 from infra.lab.istio.istiod import leaves
 from infra.lab.istio.istiod.bundle import BundleError
 from infra.lab.istio.istiod.selfsigned import ca_pair
+from infra.lab.linkerd.flags import format_duration
+from infra.lab.linkerd.gotext import go_now, go_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,6 +44,9 @@ WEBHOOK_SERVICES = {
 """Accounts of Citadel's own namespace whose leaves also serve a webhook, so the API server must know them by name."""
 _SCOPE = "k8sController"
 _ATTEMPTS = 3
+_RECOMMENDED_GRACE = 0.2, 0.8
+# istio-ca-secret is read every 100 ms for five seconds, of the 60 s of a resync.
+_LOADS, _LOAD_PAUSE = 51, 0.1 / 60
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Options:
         by_default: Whether a namespace without label is managed.
         resync: How often every Secret is looked at again (60 s there).
         grace: Part of a leaf's life, at its end, in which it is renewed.
+        min_grace: It is renewed at least so long before its end.
         dns_names: DNS names beside the SPIFFE ID in the leaf of an account, by `ACCOUNT.NAMESPACE`.
     """
 
@@ -63,6 +69,7 @@ class Options:
     by_default: bool = True
     resync: timedelta = timedelta(seconds=60)
     grace: float = 0.5
+    min_grace: timedelta = timedelta(minutes=10)
     dns_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -116,6 +123,10 @@ class Workloads:
         """Work until cancelled."""
         informers = (self._secrets, self._namespaces, self._accounts)
         resync: asyncio.Task[None] | None = None
+        low, high = _RECOMMENDED_GRACE
+        if not low <= self._options.grace <= high:
+            window = f"recommended window [{low:.2f}, {high:.2f}]"
+            self._out.warn(f"grace period ratio {self._options.grace:f} is out of the {window}", _SCOPE)
         try:
             await self._namespaces.synced()
             await self._secrets.synced()  # before the accounts: what is there already must not look missing
@@ -123,6 +134,7 @@ class Workloads:
             self._secrets.on_change(self._secret_changed)
             await self._accounts.synced()
             self._accounts.on_change(self._account_changed)
+            self._namespaces.on_change(self._namespace_changed)
             while True:
                 method, namespace, name = await self._work.get()
                 try:
@@ -165,6 +177,14 @@ class Workloads:
             self._out.info(f'adding registry entry "{identity}" -> "{identity}"')
             self._work.put_nowait((self._upsert, namespace, name))
 
+    def _namespace_changed(self, kind: str, old: JSON | None, item: JSON) -> None:
+        """A namespace that becomes managed gets the Secrets of the accounts it has."""
+        if kind == "DELETED" or old is None or self._is_managed(old) or not self._is_managed(item):
+            return
+        for namespace, name in list(self._accounts.objects):
+            if namespace == item["metadata"]["name"] and self._listens(namespace):
+                self._work.put_nowait((self._upsert, namespace, name))
+
     def _listens(self, namespace: str) -> bool:
         return not self._options.namespaces or namespace in self._options.namespaces
 
@@ -175,8 +195,10 @@ class Workloads:
         return self._labelled(namespace)
 
     def _labelled(self, namespace: str) -> bool:
-        item = self._namespaces.get("", namespace)
-        labels = ((item or {"metadata": {}})["metadata"].get("labels")) or {}
+        return self._is_managed(self._namespaces.get("", namespace) or {"metadata": {}})
+
+    def _is_managed(self, namespace: JSON) -> bool:
+        labels = namespace["metadata"].get("labels") or {}
         override = labels.get(OVERRIDE_LABEL)
         if override in ("true", "false"):
             return bool(override == "true")
@@ -241,16 +263,18 @@ class Workloads:
         if root != self._authority.bundle.root_pem and self._source is not None:
             try:
                 await self._sync(self._source)
-            except (ApiError, BundleError) as error:
-                text = error.message if isinstance(error, ApiError) else str(error)
+            except BundleError as error:
                 self._out.error(
-                    f"failed on syncing root cert in KeyCertBundle ({text}), skip updating secret {namespace}:{name}",
+                    f"failed on syncing root cert in KeyCertBundle ({error}), skip updating secret {namespace}:{name}",
                     _SCOPE,
                 )
                 return
         if not about_to_end and root == self._authority.bundle.root_pem:
             return
         if not self._labelled(namespace):
+            if self._authority.settings.rules.version < (1, 4, 0):
+                # Meant to delete the Secret; the prefix is doubled, so another one is deleted, which is not there.
+                await self._delete(namespace, name)
             return
         shown = f"{namespace}/{PREFIX}{name}"  # the prefix is doubled, as there
         if about_to_end:
@@ -273,7 +297,7 @@ class Workloads:
         now = self._clock()
         if self._synced_at is not None and now - self._synced_at < self._options.sync_pause:
             return
-        cert_pem, key_pem = ca_pair(await source.read())
+        cert_pem, key_pem = ca_pair(await self._read(source))
         if cert_pem == self._authority.bundle.cert_pem:
             self._out.info(
                 "CA cert in KeyCertBundle matches CA cert in istio-ca-secret. "
@@ -293,6 +317,21 @@ class Workloads:
             self._out.info("Successfully reloaded root cert into KeyCertBundle.", _SCOPE)
         self._synced_at = now
 
+    async def _read(self, source: SelfSigned) -> JSON:
+        """The CA's Secret, tried for five seconds; raises BundleError in Citadel's words."""
+        where = f"{self._options.storage}:{source.secret_name}"
+        for attempt in range(_LOADS):
+            try:
+                return await source.read()
+            except ApiError as error:
+                if self._authority.settings.rules.version >= (1, 4, 0):
+                    self._out.error(f"Failed on loading CA secret {where}.", source.scopes.controller)
+                if attempt + 1 == _LOADS:
+                    self._out.error(f"Timeout on loading CA secret {where}.", source.scopes.controller)
+                    raise BundleError(f"fail to load CA secret {where} (error: {error.message})") from error
+            await asyncio.sleep(self._options.resync.total_seconds() * _LOAD_PAUSE)
+        raise AssertionError("unreachable")
+
     def _wait_problem(self, chain_pem: bytes) -> str:
         """Why the leaf is to be renewed now; "" if it is not."""
         try:
@@ -301,9 +340,18 @@ class Workloads:
             return str(error)
         begin, end, now = leaf.not_valid_before_utc, leaf.not_valid_after_utc, self._clock()
         if now > end:
-            return f"certificate already expired at {end:%Y-%m-%d %H:%M:%S +0000 UTC}, but now is {now}"
-        left = end - now - (end - begin) * self._options.grace
-        return "got a certificate that should be renewed now" if left < timedelta() else ""
+            return f"certificate already expired at {go_time(end)}, but now is {go_now(now)}"
+        percent, least = int(self._options.grace * 100), self._options.min_grace
+        grace = (end - begin) * percent / 100
+        if grace < least:
+            if self._authority.settings.rules.version >= (1, 4, 0):
+                # The share is a whole number divided by a whole number there, so 0 unless it is 100.
+                shown = format_duration((end - begin).total_seconds()), f"{float(percent // 100):.6f}"
+                text = f"gracePeriod ({shown[0]} * {shown[1]}) = {format_duration(grace.total_seconds())}"
+                limit = format_duration(least.total_seconds())
+                self._out.warn(f"{text} is less than minGracePeriod {limit}. Apply minGracePeriod.")
+            grace = least
+        return "got a certificate that should be renewed now" if end - now - grace < timedelta() else ""
 
     async def _data(self, namespace: str, account: str) -> dict[str, str]:
         """A new key and leaf, and the root, encoded for a Secret."""
