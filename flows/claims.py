@@ -13,8 +13,10 @@ from prefect.states import Cancelled
 from prefect.utilities.urls import url_for
 
 from capstan.cluster.record import Claim, RotationRecord
+from capstan.errors import Retryable
 from flows.durable import deployed
 from flows.errors import prefect_errors
+from flows.faults import has_tries_left
 
 ROTATION_FLOWS = frozenset(
     {
@@ -54,6 +56,10 @@ class FlowRunClaimant:
         except (ObjectNotFound, ValueError):
             return None
         return None if state is None else state.is_final()
+
+    def comes_back(self, error: Exception) -> bool:
+        """Whether it is a fault that may pass, and the run has tries left."""
+        return isinstance(error, Retryable) and has_tries_left()
 
 
 def cancel_waiting_run(record: RotationRecord) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
 
 from capstan.errors import Retryable
 from flows.durable import WAITING, deployed, flow_run_id, leave_until
@@ -28,14 +30,26 @@ def come_back_later(error: Retryable) -> None:
     Raises:
         Pause: The process is left; the run goes on later.
     """
-    if not deployed():
-        return
-    with get_client(sync_client=True) as client:
-        states = client.read_flow_run_states(flow_run_id())
-    number = times(states)
+    number = _tried()
     if number < len(DELAYS):
         why = f"{_AGAIN}, {number + 1} of {len(DELAYS)}: {error.what} ({error.where}): {error.observed}"
         leave_until(datetime.now(UTC) + DELAYS[number], why)
+
+
+def has_tries_left() -> bool:
+    """Whether `come_back_later` would leave the process; not where Prefect cannot be asked."""
+    try:
+        return _tried() < len(DELAYS)
+    except (PrefectException, httpx.HTTPError):
+        return False
+
+
+def _tried() -> int:
+    """How often the run around the call has come back for a fault; all tries where nobody would bring it back."""
+    if not deployed():
+        return len(DELAYS)
+    with get_client(sync_client=True) as client:
+        return times(client.read_flow_run_states(flow_run_id()))
 
 
 def times(states: Iterable[State[object]]) -> int:

@@ -7,11 +7,13 @@ over.
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from capstan.errors import LockHeld
+from capstan.errors import CapstanError, LockHeld
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from capstan.cluster.record import Claim, RotationRecord
@@ -26,6 +28,9 @@ class Claimant(Protocol):
     def has_ended(self, claim: Claim) -> bool | None:
         """Whether the run of an earlier claim has ended for good; None where that cannot be known."""
 
+    def comes_back(self, error: Exception) -> bool:
+        """Whether this run leaves its process because of an error, and goes on later by itself."""
+
 
 class Unclaimed:
     """A run that ends with its process: the Lease says all there is to say."""
@@ -35,6 +40,29 @@ class Unclaimed:
 
     def has_ended(self, claim: Claim) -> bool | None:
         """It cannot be known here."""
+
+    def comes_back(self, error: Exception) -> bool:
+        """It ends with its process."""
+        del error
+        return False
+
+
+@contextmanager
+def given_up_on_failure(
+    owner: Claimant, remember: Callable[[Callable[[RotationRecord], RotationRecord]], None], now: Callable[[], datetime]
+) -> Iterator[None]:
+    """Take back the claim where the enclosed run fails for good: whoever is launched next may go on at once.
+
+    A run that comes back after a fault goes on as it was, and nobody gets between: its rotation stays its own, and a
+    roll-back finds it and ends it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if owner.claim(now()) is not None and not owner.comes_back(error):
+            with suppress(CapstanError):
+                remember(lambda record: record.model_copy(update={"claim": None}))
+        raise
 
 
 def require_unclaimed(

@@ -12,13 +12,13 @@ from capstan.audit import audited_step
 from capstan.cluster.lease import DURATION, LeaseLock
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.config import System, require_rotation_id
-from capstan.errors import CapstanError, GateRefused, InvalidInput, LockHeld, StillRunning
+from capstan.errors import GateRefused, InvalidInput, LockHeld, StillRunning
 from capstan.evidence import signer_from_vault
 from capstan.pki.bundle import Bundle
 from capstan.progress import watcher
 from capstan.rotation import expired, hooks
 from capstan.rotation.accounts import EVIDENCE_HEAD, begun, moved, open_account
-from capstan.rotation.claims import Claimant, Unclaimed, describe, require_unclaimed
+from capstan.rotation.claims import Claimant, Unclaimed, describe, given_up_on_failure, require_unclaimed
 from capstan.rotation.material import tags_of
 from capstan.rotation.naming import rotate_command
 from capstan.rotation.session import OLD_ROOTS, Rotation
@@ -124,14 +124,8 @@ def open_rotation(
                 "recorded_head": record.notes.get(EVIDENCE_HEAD, ""),
             },
         )
-        try:
+        with given_up_on_failure(owner, session.remember, now):
             yield session
-        except Exception:
-            # This run has failed and will not come back by itself: whoever is launched next may go on at once.
-            if owner.claim(now()) is not None:
-                with contextlib.suppress(CapstanError):
-                    session.remember(lambda record: record.model_copy(update={"claim": None}))
-            raise
 
 
 def _require_rights(domain: TrustDomain, cluster: Cluster, kind: Kind | None) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from capstan.cluster.lease import LeaseLock
 from capstan.cluster.record import Claim, RecordStore, RotationRecord
-from capstan.errors import LockHeld, StillRunning
-from capstan.rotation.claims import require_unclaimed
+from capstan.errors import GateRefused, LockHeld, Retryable, StillRunning, Unreachable
+from capstan.rotation.claims import Claimant, Unclaimed, given_up_on_failure, require_unclaimed
 from capstan.rotation.opening import locked
 from tests.support.apiserver import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from capstan.cluster.client import Cluster
 
@@ -26,15 +26,19 @@ FIRST = Claim(run="run-1", name="prod: issue", url="https://prefect.example/runs
 class Run:
     """A run of a deployment, and what it knows of others."""
 
-    def __init__(self, run: str, *, ended: bool | None = False) -> None:
+    def __init__(self, run: str, *, ended: bool | None = False, tries: bool = False) -> None:
         self.run = run
         self.ended = ended
+        self.tries = tries
 
     def claim(self, at: datetime) -> Claim | None:
         return Claim(run=self.run, name="prod: trust", at=at) if self.run else None
 
     def has_ended(self, claim: Claim) -> bool | None:
         return self.ended
+
+    def comes_back(self, error: Exception) -> bool:
+        return isinstance(error, Retryable) and self.tries
 
 
 def record(claim: Claim | None = FIRST, **more: object) -> RotationRecord:
@@ -52,6 +56,37 @@ def test_a_second_launch_is_refused_and_names_the_first() -> None:
     for part in ("prod: issue", "run-1", "https://prefect.example/runs/run-1", "2026-11-22 03:00:00 UTC"):
         assert part in refused.value.observed
     assert "cancel it first" in refused.value.next_command
+
+
+def claim_after(owner: Claimant, failure: BaseException) -> Claim | None:
+    """The claim in the record after a run has ended so."""
+    kept = record()
+
+    def remember(change: Callable[[RotationRecord], RotationRecord]) -> None:
+        nonlocal kept
+        kept = change(kept)
+
+    with pytest.raises(type(failure)), given_up_on_failure(owner, remember, lambda: NOW):
+        raise failure
+    return kept.claim
+
+
+FAULT = Unreachable("no answer", where="https://prod", observed="refused")
+
+
+def test_a_run_that_has_failed_for_good_gives_its_rotation_up() -> None:
+    assert claim_after(Run("run-1", tries=True), GateRefused("no")) is None
+    assert claim_after(Run("run-1", tries=False), FAULT) is None
+
+
+def test_a_run_that_comes_back_after_a_fault_keeps_its_rotation_meanwhile() -> None:
+    """Else somebody could roll it back without ending that run, which would then begin another rotation."""
+    assert claim_after(Run("run-1", tries=True), FAULT) == FIRST
+
+
+def test_a_run_that_leaves_its_process_to_wait_keeps_its_rotation_and_one_without_a_claim_touches_none() -> None:
+    assert claim_after(Run("run-1"), KeyboardInterrupt()) == FIRST  # Prefect's Pause is no Exception either
+    assert claim_after(Unclaimed(), GateRefused("no")) == FIRST
 
 
 def test_a_run_that_nobody_here_can_ask_about_counts_as_alive() -> None:
