@@ -9,7 +9,19 @@ import unicodedata
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from . import deleting, discovery, fairness, health, openapi, reading, status, subresources, writing, yaml_codec
+from . import (
+    deleting,
+    discovery,
+    fairness,
+    health,
+    openapi,
+    options,
+    reading,
+    status,
+    subresources,
+    writing,
+    yaml_codec,
+)
 from . import request as requests
 from .aggregation import forwarded, not_served
 from .faults import ConnectionDroppedError
@@ -84,6 +96,7 @@ class App:
         self, request: Request, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]
     ) -> Response | None:
         """One request from credentials to answer; raises ApiStatusError to refuse. None: connection taken over."""
+        options.check_timeout(request)
         # 1. Authentication: who is this?
         request.user = self.authenticator.authenticate(request.scope, _attributes(request))
         # 2. Authorization: may they? Asked before anything is looked up, so that a 403 tells nothing about existence.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-from infra.lab.apiserver import custom_objects, go_json, schema, schema_codec
+from infra.lab.apiserver import custom_objects, go_json, go_yaml, schema, schema_codec
 from infra.lab.apiserver.status import ApiStatusError, bad_request
 
 if TYPE_CHECKING:
@@ -192,8 +191,8 @@ def _yaml(text: str) -> Any:
         _keep_last(root)
         return None if root is None else _as_json(reader.constructor.construct_document(root))
     except YAMLError as error:
-        first = re.sub(r"\s+", " ", str(error)).strip()
-        raise bad_request(f"error decoding YAML: error converting YAML to JSON: yaml: {first}") from None
+        words = go_yaml.complaint(error)
+        raise bad_request(f"error decoding YAML: error converting YAML to JSON: yaml: {words}") from None
 
 
 def applied_twice(body: bytes) -> str:

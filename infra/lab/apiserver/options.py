@@ -15,6 +15,21 @@ _GROUP = "meta.k8s.io"
 _LONGEST_MANAGER = 128
 
 
+_DURATION = re.compile(r"[-+]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
+_LONG = ("attach", "exec", "log", "portforward", "proxy")
+
+
+def check_timeout(request: Request) -> None:
+    """400 for a ``timeout`` that is no duration of Go's. Requests that last as long as they like have none."""
+    text = request.query.get("timeout")
+    if not text or request.info.verb == "watch" or request.info.subresource in _LONG or _DURATION.fullmatch(text):
+        return
+    words = f'time: invalid duration "{text}"'
+    if re.fullmatch(r"[-+]?\d+\.?\d*", text):
+        words = f'time: missing unit in duration "{text}"'
+    raise status.bad_request(f"invalid timeout specified in the request URL - {words}")
+
+
 def unsigned(text: str) -> int:
     """A resourceVersion as a number; ValueError in the words of Go's strconv otherwise."""
     if not re.fullmatch(r"\d+", text):

@@ -43,13 +43,14 @@ def _below(kind: schema.Type | None) -> schema.Struct | None:
 
 
 def _merge_map(struct: schema.Struct | None, original: Object, patch: Object) -> Object:
-    directive = patch.pop(PATCH, None)
+    directive = patch.get(PATCH)
+    if directive not in (None, "replace", "delete", "merge"):
+        raise plain_error(f"unknown patch type: {go_json.show(directive)} in map: {go_json.show(patch)}")
+    patch.pop(PATCH, None)
     if directive == "replace":
         return dict(_plain(patch))
     if directive == "delete":
         return {}
-    if directive not in (None, "merge"):
-        raise plain_error(f"unknown patch type found: {go_json.show(directive)}")
     _retain_keys(original, patch)
     _ordered_lists(struct, original, patch)
     for key, value in patch.items():
@@ -191,7 +192,7 @@ def _special_elements(original: list[Any], patch: list[Any], key: str) -> tuple[
         elif directive == "merge":
             raise plain_error("merging lists cannot yet be specified in the patch")
         else:
-            raise plain_error(f"unknown patch type found: {go_json.show(directive)}")
+            raise plain_error(f"unknown patch type: {go_json.show(directive)} in map: {go_json.show(item)}")
     return ([] if replace else original), remaining
 
 

@@ -223,6 +223,9 @@ async def update(api: Api, request: Request, subresource: str = "") -> Response:
 
     key = (info.namespace if kind.namespaced else "", info.name)
     if api.store.get(kind.storage, *key) is None:
+        if obj["metadata"].get("uid"):
+            # a certain object was meant, and it is gone
+            raise _other_uid(kind, key[0], info.name, obj["metadata"]["uid"], "")
         if not kind.create_on_update or subresource:
             raise status.not_found(kind.plural, info.name, kind.group)
         obj["metadata"].pop("resourceVersion", None)
@@ -274,12 +277,20 @@ async def _apply(api: Api, request: Request, subresource: str) -> Response:
             raise status.not_found(kind.plural, info.name, kind.group)
         obj = apply.server_side_apply(kind, None, applied, manager, force, api.now())
         check_applied_identity(request, kind, obj)
+        if uid := obj["metadata"].get("uid"):
+            words = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            raise status.conflict(kind.plural, info.name, kind.group, words)
+        obj["metadata"].pop("resourceVersion", None)
+        if kind.custom:
+            custom_schema.prune(obj, kind.schema)
         stored = await create_object(api, request, kind, obj, applied=True)
         return show(api, stored, kind, request, code=201)
 
     def merged(current: JSON) -> JSON:
         new = apply.server_side_apply(kind, current, copy.deepcopy(applied), manager, force, api.now(), subresource)
         check_applied_identity(request, kind, applied)
+        if kind.custom:
+            custom_schema.prune(new, kind.schema)
         return new
 
     stored = await change(api, request, kind, merged, subresource, "Patch", applied=True)

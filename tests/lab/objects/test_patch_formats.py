@@ -258,7 +258,7 @@ def test_retained_keys_drop_the_other_source_of_a_volume() -> None:
             500,
             "map: map[image:x] does not contain declared merge key: name",
         ),
-        ({"metadata": {"$patch": "sing"}}, 500, "unknown patch type found: sing"),
+        ({"metadata": {"$patch": "sing"}}, 500, "unknown patch type: sing in map: map[$patch:sing]"),
         (_pod_change(**{"$retainKeys": ["nodeName"], "hostname": "x"}), 400, "invalid patch format of retainKeys"),
         ([], 400, "json: cannot unmarshal array into Go value of type map[string]interface {}"),
     ],
