@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 TRACES = Path(__file__).parents[2] / "vectors/controllers/istiod"
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1"
 JSON = dict[str, Any]
+PATIENCE = 60.0
+"""Seconds until what does not come is a failure; on a loaded machine a start alone takes many."""
 CA_USAGE = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
 
 
@@ -230,7 +232,7 @@ class Istiod:
     async def ready(self) -> None:
         assert self.container is not None
         assert self.running is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not self.container.ready:
                 if self.running.done():
                     raise AssertionError(f"it ended: {self.log()}")
@@ -249,7 +251,7 @@ class Istiod:
 
     async def logged(self, text: str, count: int = 1) -> None:
         """Until `count` lines with `text` have been logged by this process."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while sum(text in line for line in self.log()) < count:
                 await asyncio.sleep(0.005)
 
@@ -257,7 +259,7 @@ class Istiod:
         """Swap the volume; the lines up to the one with `last_line`."""
         before = len(self.log())
         self.volume.swap(files)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not any(last_line in line for line in self.log()[before:]):
                 await asyncio.sleep(0.005)
         return [normal(line) for line in self.log()[before:]]
@@ -267,13 +269,13 @@ class Istiod:
         assert self.running is not None
         if terminate:
             self.container.stopping.set()
-        code = await asyncio.wait_for(self.running, 10)
+        code = await asyncio.wait_for(self.running, PATIENCE)
         self.lines += self.log()
         await self.container.close()
         return code
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not await condition():
                 await asyncio.sleep(0.01)
 
@@ -289,8 +291,9 @@ class Istiod:
         metadata: dict[str, str] | None = None,
         port: int = 15012,
         client: tuple[bytes, bytes] | None = None,
+        request: str | None = None,
     ) -> Answer:
-        """One call as an agent makes it."""
+        """One call as an agent makes it; `request` is a CSR of one's own."""
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
         csr = (
             x509.CertificateSigningRequestBuilder()
@@ -298,7 +301,7 @@ class Istiod:
             .add_extension(names, critical=False)
             .sign(key or ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
         )
-        text = csr.public_bytes(serialization.Encoding.PEM).decode()
+        text = csr.public_bytes(serialization.Encoding.PEM).decode() if request is None else request
         data = wire.CertificateRequest(text, seconds, metadata or {}).encode()
         bearer = await self.token() if token is None else token
         metadata_sent = (("authorization", f"Bearer {bearer}"),) if bearer else ()

@@ -8,13 +8,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
 
 from infra.lab.istio.istiod import bundle as bundles
 from infra.lab.istio.istiod import leaves
 from infra.lab.istio.istiod.bundle import Bundle, BundleError
 from infra.lab.istio.istiod.versions import ChainElements
+from infra.lab.linkerd import gopem
 from infra.lab.linkerd.flags import format_duration
+from infra.lab.linkerd.gotext import go_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +119,7 @@ class Authority:
     async def serving(self) -> Served:
         """A new serving certificate under the bundle as it is now, chain included."""
         bundle = self.bundle
-        key = await asyncio.to_thread(leaves.new_key, bundle.key)
+        key = await asyncio.to_thread(leaves.new_key, bundle.key, p384=self.settings.rules.version >= (1, 18, 0))
         names: list[x509.GeneralName] = [x509.DNSName(name) for name in self.settings.dns_names]
         made = leaves.leaf(
             bundle,
@@ -129,19 +132,15 @@ class Authority:
         return Served(leaves.pem(made) + bundle.chain_pem, leaves.key_pem(key), bundle.root_pem)
 
     def sign(self, csr_pem: str, identities: list[str], seconds: int) -> bytes:
-        """A leaf for `identities`, whatever the request itself names.
+        """A leaf for `identities`, whatever names the request has; only that it has a common name counts.
 
         Raises:
             SigningError: With istiod's text.
         """
-        try:
-            csr = x509.load_pem_x509_csr(csr_pem.encode())
-        except ValueError as error:
-            text = "certificate signing request is not properly encoded"
-            raise SigningError("CSR_ERROR", text) from error
+        csr = self._request(csr_pem)
         public = csr.public_key()
-        if not csr.is_signature_valid or not isinstance(public, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-            raise SigningError("CSR_ERROR", "x509: invalid signature")
+        if not isinstance(public, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey):
+            raise SigningError("CERT_GEN_ERROR", f"x509: unsupported public key type: {type(public).__name__}")
         asked = timedelta(seconds=seconds)
         if asked > self.settings.max_ttl:
             limit = format_duration(self.settings.max_ttl.total_seconds())
@@ -152,11 +151,44 @@ class Authority:
         lifetime = asked if seconds > 0 else self._default_ttl
         try:
             made = leaves.leaf(
-                self.bundle, public, names, lifetime, now=self._clock(), clamp=self.settings.rules.clamps_leaves
+                self.bundle,
+                public,
+                names,
+                lifetime,
+                now=self._clock(),
+                clamp=self.settings.rules.clamps_leaves,
+                common_name=self._common_name(csr, identities),
             )
         except ValueError as error:
             raise SigningError("CERT_GEN_ERROR", str(error)) from error
         return leaves.pem(made)
+
+    def _request(self, csr_pem: str) -> x509.CertificateSigningRequest:
+        block, _ = gopem.decode(csr_pem.encode())
+        if block is None:
+            raise SigningError("CSR_ERROR", "certificate signing request is not properly encoded")
+        try:
+            csr = x509.load_der_x509_csr(block.der)
+        except ValueError as error:
+            raise SigningError("CSR_ERROR", "failed to parse X.509 certificate signing request") from error
+        # Nobody looked at a request's signature before 1.17.
+        if self.settings.rules.version >= (1, 17, 0) and not csr.is_signature_valid:
+            elliptic = isinstance(csr.public_key(), ec.EllipticCurvePublicKey)
+            text = "x509: ECDSA verification failure" if elliptic else "crypto/rsa: verification error"
+            raise SigningError("CSR_ERROR", text)
+        return csr
+
+    def _common_name(self, csr: x509.CertificateSigningRequest, identities: list[str]) -> str:
+        """The first identity, if the request has any common name and this fits into one ("dual use")."""
+        wanted = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        if not wanted or not wanted[-1].value or not identities:
+            return ""
+        first = identities[0].partition(",")[0]
+        if (length := len(first.encode())) <= leaves.MAX_COMMON_NAME:
+            return first
+        why = f"certificate CN upper bound exceeded ({length}>{leaves.MAX_COMMON_NAME}): {first}"
+        self._out.error(f"dual-use failed for cert template - omitting CN ({why})")
+        return ""
 
     def chain(self, leaf_pem: bytes) -> tuple[str, ...]:
         """The elements of an answer, split as this version does."""
@@ -169,6 +201,23 @@ class Authority:
             texts.append(self.bundle.root_pem)
         parts = tuple(f"{element}\n" for text in texts for element in bundles.elements(text))
         return parts if style is ChainElements.EACH_CERTIFICATE else (*parts, self.bundle.root_text)
+
+    def expiry_problems(self) -> list[str]:
+        """What the metrics of expiry cannot tell of, as istiod logs it at start: a first certificate that has ended."""
+        found, now = [], self._clock()
+        for what, text in (("root cert", self.bundle.root_pem), ("CA cert", self.bundle.chain_pem)):
+            if not text:
+                continue
+            try:
+                end = bundles.first_certificate(text).not_valid_after_utc
+            except BundleError as error:
+                problem = f"failed to parse the {what}: {error}"
+            else:
+                if end >= now:
+                    continue
+                problem = f"expired {what} found, x509.NotAfter {go_time(end)}, please transit your {what}"
+            found.append(f"failed to extract {what} expiry timestamp (error {problem})")
+        return found
 
     def _expiries(self) -> tuple[datetime | None, datetime | None]:
         """Ends of the first root and of the first certificate of the chain."""
@@ -191,5 +240,9 @@ class Authority:
                 f"timestamp: failed to parse the cert: {error}"
             ) from error
         if left <= timedelta():
-            raise BundleError("failed to get default cert TTL cert chain has expired")
+            end = bundles.first_certificate(self.bundle.chain_pem).not_valid_after_utc
+            raise BundleError(
+                "failed to get default cert TTL failed to get cert chain TTL failed to extract cert expiration"
+                f" timestamp: expired cert found, x509.NotAfter {go_time(end)}, please transit your cert"
+            )
         return min(default, left)

@@ -107,7 +107,10 @@ def verified(
         raise BundleError(
             f"cannot verify the cert with the provided root chain and cert pool with error: {error}"
         ) from error
-    key = _key(key_pem)
+    try:
+        key = private_key(key_pem)
+    except BundleError as error:
+        raise BundleError(f"failed to parse private key PEM: {error}") from error
     if _public(signer.public_key()) != _public(key.public_key()):
         detail = ": tls: private key does not match public key" if rules.version >= (1, 21, 0) else ""
         raise BundleError(f"the cert does not match the key{detail}")
@@ -116,14 +119,27 @@ def verified(
     return Bundle(cert_pem, key, chain_pem, root_pem, crl_pem, signer)
 
 
-def _key(pem: bytes) -> gopem.PrivateKey:
+def private_key(pem: bytes) -> gopem.PrivateKey:
+    """The key of the first PEM block (ParsePemEncodedKey): a block in front of it, such as openssl's EC PARAMETERS,
+    is not skipped.
+
+    Raises:
+        BundleError: In istiod's words.
+    """
     block, _ = gopem.decode(pem)
     if block is None:
-        raise BundleError("failed to parse private key PEM: invalid PEM-encoded key")
+        raise BundleError("invalid PEM-encoded key")
+    if block.type not in _KEY_KINDS:
+        raise BundleError(
+            f"unsupported PEM block type for a private key: {block.type.decode('utf-8', errors='replace')}"
+        )
     try:
         return gopem.private_key(pem)
     except gopem.PemError as error:
-        raise BundleError(f"failed to parse private key PEM: {error}") from error
+        raise BundleError(f"failed to parse the {_KEY_KINDS[block.type]} private key") from error
+
+
+_KEY_KINDS = {b"EC PRIVATE KEY": "ECDSA", b"RSA PRIVATE KEY": "RSA", b"PRIVATE KEY": "PKCS8"}
 
 
 def _public(key: object) -> bytes:

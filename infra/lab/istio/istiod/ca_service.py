@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
@@ -137,21 +139,36 @@ class CaService:
             text = "target JWT extraction error: no bearer token exists in HTTP authorization header"
             raise _NotAuthenticatedError(text)
         cluster = call.metadata.get("clusterid", "")
+        version = self._settings.rules.version
         if cluster not in ("", self._settings.cluster_id):
+            if version < (1, 23, 0):
+                raise _NotAuthenticatedError(f"could not get cluster {cluster}'s kube client")
             text = f'client claims to be in cluster "{cluster}", but we only know about local cluster '
             raise _NotAuthenticatedError(f'{text}"{self._settings.cluster_id}" and remote clusters []')
+        token = header.removeprefix("Bearer ")
         try:
-            return await self._review(header.removeprefix("Bearer "))
+            return await self._review(token, self._audiences(token))
         except (_NotAuthenticatedError, ApiError) as error:
             text = error.message if isinstance(error, ApiError) else str(error)
             raise _NotAuthenticatedError(f'failed to validate the JWT from cluster "{cluster}": {text}') from error
 
-    async def _review(self, token: str) -> _Caller:
-        body = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [AUDIENCE]},
-        }
+    def _audiences(self, token: str) -> list[str]:
+        """For whom the token has to be; up to 1.21 one that is for nobody in particular is reviewed as such."""
+        if self._settings.rules.version >= (1, 22, 0):
+            return [AUDIENCE]
+        named = _named_audiences(token)
+        if named == []:
+            return []
+        if named is not None and len(named) == 1 and _is_kubernetes(named[0]):
+            self._out.warn(
+                f"Received token with aud [\"{AUDIENCE}\"], but expected 'kubernetes.default.svc'."
+                " BoundServiceAccountTokenVolume, default in Kubernetes 1.21+, is not compatible with first-party-jwt"
+            )
+        return [AUDIENCE]
+
+    async def _review(self, token: str, audiences: list[str]) -> _Caller:
+        spec: JSON = {"token": token} | ({"audiences": audiences} if audiences else {})
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         answer = await self._client.create("/apis/authentication.k8s.io/v1/tokenreviews", body)
         status: JSON = answer.get("status") or {}
         if error := status.get("error"):
@@ -202,3 +219,20 @@ class CaService:
         )
         live = [item for item in found["items"] if item["status"].get("phase") not in ("Succeeded", "Failed")]
         return "" if live else f'no instances of "{namespace}/{name}" found on node "{node}"'
+
+
+def _named_audiences(token: str) -> list[str] | None:
+    """The audiences a JWT names, [] for a legacy one that names none; None for what is no JWT."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        found = claims.get("aud") or []
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _is_kubernetes(audience: str) -> bool:
+    return audience.removeprefix("https://").removeprefix("http://").startswith("kubernetes.default.svc")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 CLOCK_SKEW = timedelta(minutes=2)
 RSA_BITS = 2048
 _PRINTABLE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?")
-PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+MAX_COMMON_NAME = 64
 
 
 class SignerExpiredError(ValueError):
@@ -37,10 +38,14 @@ def usage(*, signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(leaf, False, leaf, False, False, signs_certificates, False, False, False)
 
 
-def new_key(like: PrivateKey | None = None, bits: int = RSA_BITS) -> PrivateKey:
-    """RSA, unless the CA that will sign it has an elliptic curve: then a key on that curve (P-384, else P-256)."""
+def new_key(like: PrivateKey | None = None, bits: int = RSA_BITS, *, p384: bool = True) -> PrivateKey:
+    """RSA, unless the CA that will sign it has an elliptic curve: then P-256, or P-384 if the CA has that.
+
+    Args:
+        p384: Whether this version knows P-384 (from 1.18 on).
+    """
     if isinstance(like, ec.EllipticCurvePrivateKey):
-        curve = ec.SECP384R1() if isinstance(like.curve, ec.SECP384R1) else ec.SECP256R1()
+        curve = ec.SECP384R1() if p384 and isinstance(like.curve, ec.SECP384R1) else ec.SECP256R1()
         return ec.generate_private_key(curve)
     return rsa.generate_private_key(65537, bits)
 
@@ -81,8 +86,12 @@ def leaf(
     now: datetime,
     clamp: bool = False,
     skew: timedelta = CLOCK_SKEW,
+    common_name: str = "",
 ) -> x509.Certificate:
-    """A certificate without subject, valid from `skew` ago (two minutes for istiod, none for Citadel).
+    """A certificate valid from `skew` ago (two minutes for istiod, none for Citadel).
+
+    Args:
+        common_name: Its subject ("dual use"); usually none.
 
     Raises:
         SignerExpiredError: With `clamp`, if the signer has expired.
@@ -97,7 +106,7 @@ def leaf(
         end = min(end, limit)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
+        .subject_name(_subject(common_name))
         .issuer_name(signer.subject)
         .public_key(public)
         .serial_number(_serial())
@@ -115,7 +124,7 @@ def leaf(
         builder = builder.add_extension(identifier, critical=False)
     except x509.ExtensionNotFound:
         pass  # Go adds no AKI then either: facts 0.3
-    # RFC 5280 4.2.1.6: without a subject the names are critical.
+    # Critical whether there is a subject or not (BuildSANExtension).
     return builder.add_extension(x509.SubjectAlternativeName(names), critical=True).sign(
         bundle.key, _digest(bundle.key)
     )
@@ -130,7 +139,16 @@ def _serial() -> int:
     return secrets.randbits(128) | 1
 
 
-def _digest(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
-    """Go's default: SHA-256, or SHA-384 for P-384."""
-    large = isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP384R1)
-    return hashes.SHA384() if large else hashes.SHA256()
+def _subject(common_name: str) -> x509.Name:
+    if not common_name:
+        return x509.Name([])
+    kind = _ASN1Type.PrintableString if _PRINTABLE.issuperset(common_name) else _ASN1Type.UTF8String
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name, kind)])
+
+
+def _digest(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512:
+    """Go's default: SHA-256, SHA-384 for P-384, SHA-512 for P-521."""
+    curve = key.curve if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    if isinstance(curve, ec.SECP521R1):
+        return hashes.SHA512()
+    return hashes.SHA384() if isinstance(curve, ec.SECP384R1) else hashes.SHA256()

@@ -233,6 +233,8 @@ class Istiod:
             out.error(f"failed to start: {error}")
             await asyncio.gather(*(server.stop() for server in started))
             return FAILED
+        for problem in self.authority.expiry_problems():
+            out.error(problem, "serverca")
         out.info("Istiod CA has started")
         self._spawn(WebhookPatcher(self.authority, self.client, self.metrics, out).run())
         self._spawn(NamespaceController(self.authority, self.client, out, _now).run())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cryptography.x509.oid import NameOID
 
@@ -15,8 +15,8 @@ from infra.lab.istio.istiod import bundle as bundles
 from infra.lab.istio.istiod import leaves
 from infra.lab.istio.istiod.bundle import BundleError
 from infra.lab.istio.istiod.selfsigned import ca_pair
-from infra.lab.linkerd import gopem
 from infra.lab.linkerd.flags import format_duration
+from infra.lab.linkerd.gotext import go_now, go_time
 
 if TYPE_CHECKING:
     import random
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from infra.lab.istio.golog import Log
     from infra.lab.istio.istiod.authority import Authority
     from infra.lab.istio.istiod.selfsigned import SelfSigned
+    from infra.lab.linkerd import gopem
 
 JSON = dict[str, Any]
+T = TypeVar("T")
 RETRY_SECONDS = 5.0
 RETRY_LIMIT = 30.0
 
@@ -67,7 +69,8 @@ class Rotator:
             out.info(f"Set up back off time {text} to start rotator.", self._scope)
             out.info(f"Jitter is enabled, wait {text} before starting root cert rotator.", self._scope)
             await asyncio.sleep(wait)
-            out.info("Jitter complete, start rotator.", self._scope)
+            if self._settings.rules.version >= (1, 5, 0):
+                out.info("Jitter complete, start rotator.", self._scope)
         loop = asyncio.get_running_loop()
         due = loop.time() + interval
         while True:
@@ -81,7 +84,7 @@ class Rotator:
     async def _check(self) -> None:
         out = self._out
         try:
-            secret = await self._read_with_retries()
+            secret = await self._with_retries("loading", self._source.read)
         except ApiError as error:
             where = f"{self._settings.namespace}:{self._source.secret_name}"
             out.error(f"Fail to load CA secret {where} (error: {error.message}), skip cert rotation job", self._scope)
@@ -104,7 +107,7 @@ class Rotator:
             return str(error)
         begin, end, now = root.not_valid_before_utc, root.not_valid_after_utc, self._clock()
         if now > end:
-            return f"certificate already expired at {end:%Y-%m-%d %H:%M:%S +0000 UTC}, but now is {now}"
+            return f"certificate already expired at {go_time(end)}, but now is {go_now(now)}"
         grace = (end - begin) * self._settings.grace_percent / 100
         return None if end - now - grace > timedelta() else "got a certificate that should be renewed now"
 
@@ -118,24 +121,27 @@ class Rotator:
             self._authority.replace(self._source.bundle(cert_pem, key_pem))
         except BundleError as error:
             self._out.error(f"failed to reload root cert into KeyCertBundle ({error})", self._scope)
+            if not self._settings.rules.notifies_of_self_signed_roots:
+                return
         else:
             self._out.info("Successfully reloaded root cert into KeyCertBundle.", self._scope)
         if self._updated is not None:
-            await self._updated()  # after a failure too, as istiod does
+            await self._updated()  # after a failure too, as istiod does from 1.21 on
 
     async def _renew(self, secret: JSON) -> None:
         """The same key, a new certificate: the Secret first, then the memory (rolled back if that fails)."""
         old_cert, key_pem = ca_pair(secret)
+        organization = self._organization(old_cert)
         try:
-            key = gopem.private_key(key_pem)
-        except gopem.PemError as error:
+            key = _signing_key(key_pem)
+        except BundleError as error:
             text = f"unable to generate CA cert and key for self-signed CA: {error}"
             self._out.error(text, self._scope)
             return
-        renewed = leaves.self_signed_root(key, self._organization(old_cert), self._settings.root_ttl, self._clock())
+        renewed = leaves.self_signed_root(key, organization, self._settings.root_ttl, self._clock())
         cert_pem = leaves.pem(renewed)
         try:
-            await self._source.write(secret, cert_pem)
+            await self._with_retries("updating", lambda: self._source.write(secret, cert_pem))
         except ApiError as error:
             text = f"failed to update CA secret (error: {error.message})"
             self._out.error(
@@ -161,19 +167,42 @@ class Rotator:
     def _organization(self, cert_pem: bytes) -> str:
         try:
             found = bundles.first_certificate(cert_pem).subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-        except BundleError:
+        except BundleError as error:
+            self._out.warn(
+                f"Failed to generate cert options from existing root certificate ({error}), "
+                "new root certificate may not match old root certificate",
+                self._scope,
+            )
             found = []
         return str(found[0].value) if found else self._settings.trust_domain
 
-    async def _read_with_retries(self) -> JSON:
+    async def _with_retries(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try for half a minute; raises the last ApiError.
+
+        Args:
+            doing: "loading" or "updating", as the lines of each failure have it.
+        """
+        where, scope = f"{self._settings.namespace}:{self._source.secret_name}", self._source.scopes.controller
         waited = 0.0
         while True:
             try:
-                return await self._source.read()
+                return await attempt()
             except ApiError:
-                where = f"{self._settings.namespace}:{self._source.secret_name}"
-                self._out.error(f"Failed on loading CA secret {where}.", self._source.scopes.controller)
-                if waited >= RETRY_LIMIT:
+                if self._settings.rules.version >= (1, 4, 0):
+                    self._out.error(f"Failed on {doing} CA secret {where}.", scope)
+                if waited > RETRY_LIMIT:
+                    self._out.error(f"Timeout on {doing} CA secret {where}.", scope)
                     raise
                 waited += RETRY_SECONDS
                 await asyncio.sleep(RETRY_SECONDS)
+
+
+def _signing_key(pem: bytes) -> gopem.PrivateKey:
+    """The key to renew a root with (GenRootCertFromExistingKey)."""
+    if not pem:
+        raise BundleError("skip cert generation. Citadel is not in self-signed mode or CA private key is not available")
+    try:
+        return bundles.private_key(pem)
+    except BundleError as error:
+        # The spelling is istiod's.
+        raise BundleError(f"unrecogniazed CA private key, skip root cert rotation: {error}") from error

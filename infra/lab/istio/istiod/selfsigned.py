@@ -27,6 +27,10 @@ SECRET_TYPE = "istio.io/ca-root"  # noqa: S105 - a Secret's type
 _START_ATTEMPTS = 12  # 0.5 s doubling to a minute: about seven minutes; the kubelet restarts it anyway
 
 
+class _WriteError(Exception):
+    """The new Secret could not be written (up to 1.20)."""
+
+
 @dataclass(frozen=True)
 class Scopes:
     """Under which names parts of the process log; Citadel's are older."""
@@ -72,7 +76,7 @@ class SelfSigned:
             try:
                 bundle = await self._load_or_create()
                 break
-            except (ApiError, BundleError) as error:
+            except (ApiError, BundleError, _WriteError) as error:
                 # From 1.17 on it tries again; before, and in the end, it gives up.
                 if self._settings.rules.version < (1, 17, 0) or attempt >= _START_ATTEMPTS:
                     text = f"failed to create a self-signed istiod CA: {_text(error)}"
@@ -91,7 +95,8 @@ class SelfSigned:
             try:
                 return self._take(await self.read())
             except ApiError as error:
-                if error.status != 404:
+                # Up to 1.16 whatever the error is: whoever may not read the Secret tries to make one.
+                if error.status != 404 and self._settings.rules.version >= (1, 17, 0):
                     raise
                 missing = missing or error
         if self._settings.rules.version >= (1, 17, 0):
@@ -134,6 +139,10 @@ class SelfSigned:
         try:
             await self._client.create(f"/api/v1/namespaces/{settings.namespace}/secrets", secret)
         except ApiError as error:
+            if settings.rules.version < (1, 21, 0):
+                text = f"Failed to write secret to CA (error: {error.message}). Abort."
+                self._out.error(text, self.scopes.start)
+                raise _WriteError("failed to create CA due to secret write error") from error
             self._out.warn(f"Failed to create secret {self.secret_name} ({error.message})", self.scopes.start)
             raise
         self._out.info(f"Using self-generated public key: {bundle.root_text}", self.scopes.start)
@@ -171,7 +180,7 @@ def append_roots(cert_pem: bytes, more: bytes) -> bytes:
     return cert_pem + (b"" if cert_pem.endswith(b"\n") or not cert_pem else b"\n") + more
 
 
-def _text(error: ApiError | BundleError) -> str:
+def _text(error: ApiError | BundleError | _WriteError) -> str:
     if isinstance(error, BundleError):
         return f"failed to create CA KeyCertBundle ({error})"
-    return error.message
+    return error.message if isinstance(error, ApiError) else str(error)
