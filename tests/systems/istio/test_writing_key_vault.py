@@ -258,7 +258,9 @@ def test_a_switch_that_died_between_certificate_and_key_is_finished(vault: KeyVa
     vault.faults.add(Fault("set", skip=2, effect="disconnect"))
     with pytest.raises(Unreachable):
         filled.ensure(issuer=NEW.material)
+    assert filled.half_switched()
     filled.ensure(issuer=NEW.material)
+    assert not filled.half_switched()
     assert held(vault) == switched(BOTH)
     assert counts(vault) == {"ca-cert": 2, "ca-key": 2, "cert-chain": 2, "root-cert": 2}
 
