@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import csr, escalation, pod_security
+from . import csr, escalation, limit_ranges, pod_security
 from .admission_errors import refusal
 from .admission_pods import PodAdmission
 from .api import timestamp
@@ -63,12 +63,15 @@ class AdmissionChain:
         """Pod security, then the validating webhooks. Raises ApiStatusError to refuse the request."""
         if attributes.kind.resource == csr.RESOURCE and attributes.obj is not None:
             csr.validate(attributes.obj, attributes.old)
+        if attributes.kind.resource == "pods" and not attributes.subresource and attributes.operation == "CREATE":
+            limit_ranges.check(attributes, self._store)
         if attributes.operation in ("CREATE", "UPDATE"):
             pod_security.check(attributes, self._store)
         await self._webhooks.call(VALIDATING, attributes)
 
     def _built_in(self, attributes: AdmissionAttributes) -> None:
         if attributes.kind.resource == "pods" and not attributes.subresource and attributes.operation == "CREATE":
+            limit_ranges.complete(attributes, self._store)
             self._pods.admit(attributes)
 
     def _signing_request(self, attributes: AdmissionAttributes) -> None:

@@ -166,6 +166,8 @@ class App:
             return discovery.answer(self.api, request)
         if first == "openapi":
             return openapi.answer(self.api.registry, request)
+        if not first and request.method == "GET":
+            return Response.json({"paths": sorted([*discovery.paths(self.api.registry), *health.paths()])})
         if first == "lab":
             return self.faults.answer(request)
         if self.api.access is not None and request.method == "GET":

@@ -1,7 +1,7 @@
 """Structural schemas of custom resources: pruning, defaulting and validation, in the words of the real server.
 
 Rules: Kubernetes docs, "Extend the Kubernetes API with CustomResourceDefinitions". Validation rules in CEL
-(``x-kubernetes-validations``) are not evaluated.
+(``x-kubernetes-validations``) are those of `custom_rules`.
 """
 
 from __future__ import annotations

@@ -41,6 +41,17 @@ def answer(api: Api, request: Request) -> Response:
     raise status.page_not_found()
 
 
+def paths(registry: Registry) -> list[str]:
+    """The paths of discovery and of the documents beside it, as the root lists them."""
+    out = ["/.well-known/openid-configuration", "/api", "/apis", "/apis/", "/openapi/v3", "/openapi/v3/"]
+    out.append("/openid/v1/jwks")
+    for group in registry.groups():
+        prefix = f"/apis/{group}" if group else "/api"
+        out += [prefix] if group else []
+        out += [f"{prefix}/{version}" for version in registry.versions(group)]
+    return out
+
+
 def _api_versions(request: Request) -> JSON:
     host = request.headers.get("host", "")
     addresses = [{"clientCIDR": "0.0.0.0/0", "serverAddress": host}]

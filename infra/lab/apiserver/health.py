@@ -28,6 +28,12 @@ VERSION = {
 CHECKS = ("ping", "log", "informer-sync", "poststarthook/rbac/bootstrap-roles", "poststarthook/bootstrap-controller")
 
 
+def paths() -> list[str]:
+    """Every path that is answered here."""
+    names = ("healthz", "livez", "readyz")
+    return [f"/{name}{check}" for name in names for check in ("", *(f"/{check}" for check in CHECKS))] + ["/version"]
+
+
 def answer(request: Request) -> Response:
     """404 in plain text for a path that does not exist."""
     parts = [part for part in request.path.split("/") if part]
@@ -43,8 +49,4 @@ def answer(request: Request) -> Response:
             return Response.text(f"{lines}{name} check passed\n")
         case [("healthz" | "livez" | "readyz"), *check] if "/".join(check) in CHECKS:
             return Response.text("ok")
-        case []:
-            return Response.json(
-                {"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}
-            )
     raise status.page_not_found()

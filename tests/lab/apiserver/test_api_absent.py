@@ -73,3 +73,11 @@ def test_a_document_that_is_no_yaml_is_refused_in_the_words_of_gos_library(
     answer = http.patch(f"{CONFIG_MAPS}/x?fieldManager=t", content=document.encode(), headers=APPLY)
     assert answer.status_code == 400
     assert answer.json()["message"] == f"error decoding YAML: error converting YAML to JSON: yaml: {words}"
+
+
+def test_the_root_lists_the_paths_that_are_served(http: httpx.Client) -> None:
+    paths = http.get("/").json()["paths"]
+    assert paths == sorted(paths)
+    assert {"/api", "/api/v1", "/apis/apps", "/apis/apps/v1", "/livez/ping", "/openapi/v3", "/version"} <= set(paths)
+    for path in paths:
+        assert http.get(path).status_code == 200, path
