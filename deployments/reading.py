@@ -117,6 +117,12 @@ def _problem(source: Source, detail: ErrorDetails) -> Problem:
         return source.problem(path, "a field that does not exist", expected)
     if kind == "too_short":
         return source.problem(path, _shown(detail.get("input")), "at least one")
+    if kind in ("model_type", "dict_type"):
+        fields = _fields(path)
+        expected = f"a mapping of fields: {', '.join(fields)}" if fields else "a mapping of names to values"
+        return source.problem(path, _shown(detail.get("input")), expected)
+    if kind in ("list_type", "tuple_type"):
+        return source.problem(path, _shown(detail.get("input")), "a list")
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     # Validators say "X is no Y"; what is expected is a Y.
     _, says_no, wanted = message.partition(" is no ")

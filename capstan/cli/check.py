@@ -129,7 +129,9 @@ def _print_cluster(name: str, found: tuple[CheckResult, ...], *, short: bool) ->
             console.print()
             rows.clear()
 
-    for result in found:
+    # Each category once, where its first check stands: the order of checks is that of what they need to read.
+    places = {result.category: place for place, result in reversed(list(enumerate(found)))}
+    for result in sorted(found, key=lambda result: places[result.category]):
         if short and result.status in (Status.OK, Status.SKIPPED):
             continue
         if result.category != category:

@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from capstan.cli.output import stdout
 from capstan.cluster.record import RecordStore, RotationRecord
 from capstan.pki.bundle import Bundle
@@ -92,9 +94,11 @@ def print_verdict(verdict: Verdict) -> None:
     reasons += [f"{name} cannot be read: {why}" for name, why in verdict.unreadable]
     reasons += [f"{name} presents a leaf {when}" for name, when in verdict.expired]
     reasons += verdict.signing_faults
-    console.print(f"not safe, for {len(reasons)} reason(s):")
+    console.print(f"not safe, for {len(reasons)} reason{'' if len(reasons) == 1 else 's'}:")
     for reason in reasons[:_SHOWN]:
-        console.print(f"  {reason}")
+        line = Table.grid(padding=(0, 1, 0, 0))  # a second line stands under the first
+        line.add_row(" -", reason)
+        console.print(line)
     if len(reasons) > _SHOWN:
         console.print(f"  and {len(reasons) - _SHOWN} more (-o json shows all)")
 

@@ -7,15 +7,48 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter, validators
 
 from capstan.cli import labs
 from capstan.errors import InvalidInput
 
+_AT_LEAST_ONE = validators.Number(gte=1)
+
 app = App(name="lab", help="The embedded lab cluster: real X.509, real TLS, real HTTP, short leaf lifetimes.")
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Linkerd", sort_key=1))
+@dataclass(frozen=True, kw_only=True)
+class LinkerdOptions:
+    """What only a lab with Linkerd has."""
+
+    linkerd_version: str | None = None
+    """What it behaves as; default: a current one."""
+
+    viz: Annotated[bool, Parameter(negative=())] = False
+    """With the extension viz, its tap and tap-injector."""
+
+    anchor_seconds: int = 0
+    """Life of the trust anchor; default: years."""
+
+    issuer_seconds: int = 0
+    """Life of the issuer; default: a year."""
+
+    def arguments(self, system: str) -> list[str]:
+        """As the lab's own command line takes them.
+
+        Raises:
+            InvalidInput: An option was given for another system.
+        """
+        if system != "linkerd":
+            _only_defaults(self, system, fields(self))
+            return []
+        given = [found for found in fields(self) if getattr(self, found.name) != found.default]
+        values = [(f"--{found.name.replace('_', '-')}", getattr(self, found.name)) for found in given]
+        return [part for name, value in values for part in ((name,) if value is True else (name, str(value)))]
+
+
+@Parameter(name="*", group=Group("Istio and the AKS add-on", sort_key=2))
 @dataclass(frozen=True, kw_only=True)
 class IstioOptions:
     """What only a lab with Istio has."""
@@ -66,7 +99,7 @@ _UPSTREAM = ("ca", "istio_version", "multiroot", "xds_agent")
 _ADD_ON = ("revisions", "ca_delivery")
 
 
-def _only_defaults(options: IstioOptions, system: str, unused: Sequence[Field[Any]]) -> None:
+def _only_defaults(options: LinkerdOptions | IstioOptions, system: str, unused: Sequence[Field[Any]]) -> None:
     for field in unused:
         if getattr(options, field.name) != field.default:
             raise InvalidInput(
@@ -83,11 +116,14 @@ def up(
     directory: Annotated[Path, Parameter(name="--dir")] = Path("capstan-lab"),
     kubeconfig: Path | None = None,
     size: Literal["demo", "small"] = "demo",
-    leaf_seconds: int | None = None,
-    nodes: int = 3,
-    istio: IstioOptions = IstioOptions(),  # frozen: cyclopts fills the fields in
+    leaf_seconds: Annotated[int | None, Parameter(validator=_AT_LEAST_ONE)] = None,
+    nodes: Annotated[int, Parameter(validator=_AT_LEAST_ONE)] = 3,
+    linkerd: LinkerdOptions = LinkerdOptions(),  # frozen: cyclopts fills the fields in
+    istio: IstioOptions = IstioOptions(),  # frozen, too
 ) -> None:
     """Run a lab until SIGTERM; when ready, DIR/kubeconfig and DIR/lab.json exist.
+
+    What else it can play, down to a clock that is wrong: python -m infra.lab up --help.
 
     Parameters
     ----------
@@ -106,7 +142,8 @@ def up(
     """
     life = leaf_seconds if leaf_seconds is not None else 40 if "istio" in system else 24
     arguments = ["--system", system, "--dir", str(directory), "--size", size]
-    arguments += ["--leaf-seconds", str(life), "--nodes", str(nodes), *istio.arguments(system)]
+    arguments += ["--leaf-seconds", str(life), "--nodes", str(nodes)]
+    arguments += [*linkerd.arguments(system), *istio.arguments(system)]
     if kubeconfig:
         arguments += ["--kubeconfig", str(kubeconfig)]
     labs.exec_lab("up", *arguments)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from rich.console import Group, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -151,7 +152,7 @@ class TerminalWatcher:
                         "  handshakes ", f"{seen.attempted:,} new mTLS connections, ", (f"{seen.failed} failed", style)
                     )
                 )
-            lines.extend(Text(f"  {note}", style="dim", overflow="ellipsis", no_wrap=True) for note in self._notes)
+            lines.extend(Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in self._notes)
             return Constrain(Group(*lines), _WIDTH)
 
     def _phase_line(self, name: str, now: float) -> Text:

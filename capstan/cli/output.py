@@ -74,7 +74,12 @@ def print_error(error: errors.CapstanError) -> None:
     console.print(Text.assemble(("error: ", "bold red"), error.what + where))
     for label, value in (("observed", error.observed), ("expected", error.expected), ("next", error.next_command)):
         if value:
-            console.print(Text.assemble((f"  {label:<9}", "dim"), value))
+            # A grid, so that a second line stands under the first; what was read elsewhere keeps its own lines.
+            grid = Table.grid(padding=(0, 1, 0, 0))
+            grid.add_column(width=10, no_wrap=True, style="dim")
+            grid.add_column(overflow="fold")
+            grid.add_row(f"  {label}", value)
+            console.print(grid)
 
 
 def print_data(value: Any, output: Output) -> None:

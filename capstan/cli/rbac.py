@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from capstan.config import TrustDomain
 
 NAME = "capstan-missing"
+_AIMS: Final = {
+    Purpose.READ: "read",
+    Purpose.ROTATE: "rotate",
+    Purpose.WEBHOOKS: "rotate the webhooks' certificates",
+    Purpose.OPTIONAL: "do what is optional",
+}
 
 
 class For(StrEnum):
@@ -130,10 +136,10 @@ def _print(rights: Rights, wanted: For, domain: TrustDomain, *, short: bool, nam
 
 
 def _sum(rights: Rights, purpose: Purpose) -> Text:
-    missing = rights.missing(purpose)
+    missing, aim = rights.missing(purpose), _AIMS[purpose]
     if not missing:
-        return Text(f"√ nothing is missing to {purpose.value}", style="green")
-    return Text(f"× {len(missing)} missing to {purpose.value}", style="bold red")
+        return Text(f"√ nothing is missing to {aim}", style="green")
+    return Text(f"× {len(missing)} missing to {aim}", style="bold red")
 
 
 def _rows(rights: Rights, purpose: Purpose, *, short: bool) -> list[tuple[Text, str, Text, str]]:

@@ -170,7 +170,7 @@ def proposed(
         way_back=_way_back(plan, gate),
         on_reject=_on_reject(domain.policy, gate),
         on_timeout=_ON_TIMEOUT,
-        asked_before=tuple(phase.value for phase in Phase if phase.value in policy.gates),
+        asked_before=_asked_before(plan, gate, policy),
         approvers=policy.names,
         quorum=policy.quorum,
         evidence=_evidence(plan, gate, seen, now, judged or _judged_as_roots(plan)),
@@ -242,6 +242,13 @@ def _bound(domain: TrustDomain, gate: Gate, seen: Observation) -> str:
 def _webhooks_bound(domain: TrustDomain) -> str:
     reload, restart = _duration(domain.policy.webhook_reload), _duration(domain.policy.restart_deadline)
     return f"A server has {reload} to serve what its Secret holds, and is restarted else; each gate waits {restart}."
+
+
+def _asked_before(plan: Plan, gate: Gate, policy: ApproverPolicy) -> tuple[str, ...]:
+    if gate in ("roll-back", "re-date"):
+        return (gate,)  # asked once, whatever the policy's phases
+    phases = (Phase.ISSUE,) if plan.kind == "issuer" else tuple(Phase)
+    return tuple(phase.value for phase in phases if phase.value in policy.gates)
 
 
 def _way_back(plan: Plan, gate: Gate) -> str:

@@ -46,7 +46,8 @@ def propose_replacement(rotation: Rotation, plan: Plan) -> Proposal:
     return replace(
         asked,
         gate=GATE,
-        meaning=f"{found.told() if found is not None else ''} {_DOES[scope]}".strip(),
+        asked_before=(GATE,),
+        meaning=f"{_sentence(found.told()) if found is not None else ''} {_DOES[scope]}".strip(),
         irreversible="All of it: there is nothing worth going back to, what there was has expired. Connections that "
         "are open go on; workloads lose them as they are started anew.",
         bound=f"All restarts of a cluster's control plane, and of its workloads, take at most {restart:g} min each; "
@@ -56,6 +57,10 @@ def propose_replacement(rotation: Rotation, plan: Plan) -> Proposal:
         + ("ends." if rotation.domain.policy.on_reject == "roll-back" else "stays where it is."),
         evidence=replace(asked.evidence, sentences=_evidence(rotation)),
     )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _evidence(rotation: Rotation) -> tuple[str, ...]:

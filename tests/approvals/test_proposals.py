@@ -17,7 +17,7 @@ from capstan.cluster.record import RotationRecord
 from capstan.cluster.workloads import WHY_NOT
 from capstan.config import ClusterRef, RotationPolicy, TrustDomain
 from capstan.errors import InvalidInput
-from capstan.rotation.proposing import proposed
+from capstan.rotation.proposing import _asked_before, proposed
 from capstan.trust.observation import Observation, Owner, Peer
 from capstan.trust.plan import NEVER_RESTARTED, plan
 from tests.approvals.people import listing, person
@@ -57,6 +57,26 @@ def propose(
     return proposed(
         trust_domain, RotationRecord(**fields), steps, seen, gate, policy or ApproverPolicy(), (), now
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gate", "kind", "asked"),
+    [
+        ("issue", "anchor", ("trust", "issue", "distrust")),
+        ("issue", "issuer", ("issue",)),
+        ("trust", "webhooks", ("trust", "issue", "distrust")),
+    ],
+)
+def test_it_says_before_what_else_somebody_is_asked_and_nothing_that_never_comes(
+    gate: Gate, kind: Any, asked: tuple[str, ...]
+) -> None:
+    steps = dataclasses.replace(plan(BEFORE[gate], only(OLD), NEW), kind=kind)
+    assert _asked_before(steps, gate, ApproverPolicy()) == asked
+
+
+@pytest.mark.parametrize("gate", ["roll-back", "re-date"])
+def test_what_is_asked_for_once_says_so(gate: Gate) -> None:
+    assert _asked_before(plan(BEFORE["trust"], only(OLD), NEW), gate, ApproverPolicy()) == (gate,)
 
 
 def with_peers(seen: Observation, *peers: Peer) -> Observation:

@@ -157,6 +157,33 @@ def test_a_vault_that_cannot_be_one_is_refused_before_a_cluster_is_asked(run: Ca
     assert "--vault URL" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--system", "istio", "--viz"), "no meaning for that system"),
+        (("--system", "aks-istio", "--issuer-seconds", "60"), "no meaning for that system"),
+        (("--envoys", "2"), "no meaning for that system"),
+        (("--nodes", "0"), "--nodes"),
+        (("--leaf-seconds", "0"), "--leaf-seconds"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_lab_that_cannot_be_is_refused_before_it_is_started(
+    run: Callable[..., Any], arguments: tuple[str, ...], said: str
+) -> None:
+    code, out, err = run("lab", "up", *arguments)
+    assert (code, out) == (1, "")
+    assert said in err
+    assert "capstan lab up --help" in err
+
+
+def test_the_lab_is_told_what_only_linkerd_has(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _program, line: started.extend(line))
+    assert run("lab", "up", "--viz", "--issuer-seconds", "300", "--linkerd-version", "2.14.10")[0] == 0
+    assert started[-5:] == ["--linkerd-version", "2.14.10", "--viz", "--issuer-seconds", "300"]
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,21 @@ def test_the_example_has_no_problems() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "field", "expected"),
+    [
+        ("nonsense\n", "", "a mapping of fields: schemaVersion, "),
+        ("schemaVersion: 1\nname: x\ndomains: {a: 1}\n", "domains", "a list"),
+        ("schemaVersion: 1\nname: x\ndomains: [a]\n", "domains[0]", "a mapping of fields: "),
+    ],
+    ids=["file", "list", "entry"],
+)
+def test_what_has_another_shape_is_told_in_words_of_the_file(text: str, field: str, expected: str) -> None:
+    problem = reading(text, head="").errors[0]
+    assert problem.field == field
+    assert problem.expected.startswith(expected)
+
+
 def test_every_mistake_is_told_at_once_with_line_column_and_field() -> None:
     text = """\
 schemaVersion: 1

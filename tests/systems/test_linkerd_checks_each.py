@@ -102,6 +102,16 @@ def skip_event():
     }
 
 
+def test_events_that_say_the_same_are_one_line_with_their_number():
+    events = tuple({**skip_event(), "lastTimestamp": f"{NOW - timedelta(minutes=n):%FT%TZ}"} for n in range(1, 12))
+    found = check(healthy(events=Answer(events)), "identity reports no trouble with its issuer")
+    lines = found.message.splitlines()
+    newest, oldest = NOW - timedelta(minutes=1), NOW - timedelta(minutes=11)
+    assert lines == [
+        f"* IssuerUpdateSkipped {newest:%F %T}Z: Skipping issuer update (and 10 more since {oldest:%F %T}Z)"
+    ]
+
+
 def hook_of_another(name):
     """The API server trusts another certificate than the one that is there."""
     return with_hook(healthy(), name, anchors=Bundle.of(serving("somebody.else.svc").certificate))

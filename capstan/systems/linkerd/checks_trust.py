@@ -159,11 +159,17 @@ def _events(evidence: Evidence) -> CheckResult:
     about = TRUST, "identity reports no trouble with its issuer", IDENTITY_PAGE, Severity.WARNING
     if evidence.events.problem:
         return result(*about, f"its Events cannot be read: {evidence.events.problem}")
-    found = [
-        f"{item.get('reason')} {at:%F %T}Z: {item.get('message', '')}"
-        for item in evidence.events.value
-        if item.get("reason") in BAD_EVENTS and (at := _last(item)) is not None and at > evidence.now - evidence.since
-    ]
+    # Each refused leaf is an Event of its own: the newest of a reason says it, and the others are counted.
+    times: dict[str, list[tuple[datetime, str]]] = {}
+    for item in evidence.events.value:
+        reason, at = str(item.get("reason")), _last(item)
+        if reason in BAD_EVENTS and at is not None and at > evidence.now - evidence.since:
+            times.setdefault(reason, []).append((at, str(item.get("message", ""))))
+    found = []
+    for reason, told in times.items():
+        (at, message), *others = sorted(told, reverse=True)
+        more = f" (and {len(others)} more since {others[-1][0]:%F %T}Z)" if others else ""
+        found.append(f"{reason} {at:%F %T}Z: {message}{more}")
     note = "" if found else f"Events of the last {_text(evidence.since)}; they can get lost, so this proves nothing"
     return result(*about, listed("", sorted(found)), note=note)
 
