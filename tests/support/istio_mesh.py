@@ -151,8 +151,8 @@ class IstioMesh:
         """The Secret of the plug-in CA."""
         files = self.source.files
         texts = data or {
-            "ca-cert.pem": files.ca_cert, "ca-key.pem": "not read", "cert-chain.pem": files.cert_chain,
-            "root-cert.pem": files.root_cert,
+            "ca-cert.pem": files.ca_cert, "ca-key.pem": self.issuer.key.pem().decode(),
+            "cert-chain.pem": files.cert_chain, "root-cert.pem": files.root_cert,
         }  # fmt: skip
         encoded = {key: base64.b64encode(value.encode()).decode() for key, value in texts.items()}
         metadata = {"name": "cacerts", "namespace": SYSTEM}

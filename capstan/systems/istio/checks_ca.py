@@ -16,6 +16,7 @@ from capstan.pki.bundle import Bundle
 from capstan.pki.rules import Level, bundle_findings
 from capstan.pki.verify import verify_issuer
 from capstan.systems.base import CheckResult, Severity
+from capstan.systems.istio.forms import Form, form_of, key_of, place_of, text_of
 from capstan.systems.istio.layout import (
     CA_CERT_KEY,
     CA_KEY_KEY,
@@ -71,6 +72,7 @@ def ca_checks(cluster: Cluster, view: View, now: datetime) -> Iterable[CheckResu
     else:
         yield skipped(*about, "the CA comes from a Key Vault")
     yield _complete(view, secret)
+    yield _belongs(view, secret)
     yield from _roots(view, now)
     yield from _signing(view, now)
     yield _told_apart(view)
@@ -104,6 +106,21 @@ _FATES: Final = {
     False: "will not start again",
     None: "will not start again, or makes itself a self-signed CA with a root that nobody trusts",
 }
+
+
+def _belongs(view: View, secret: Object | None) -> CheckResult:
+    """A running istiod keeps what it has; one that starts ends with "the cert does not match the key"."""
+    about = CA, "the signing key is the signing certificate's", PLUG_IN_PAGE, Severity.FATAL
+    if secret is None:
+        return skipped(*about, f"the CA's mode is {view.layout.mode}: its key is not asked for")
+    entry = CA_CERT_KEY if form_of(secret) is Form.ISTIO else TLS_CERT_KEY
+    try:
+        signing = Bundle.parse_lenient(text_of(secret, entry), f"{place_of(secret)} {entry}").certificates[0]
+        key = key_of(secret)
+    except CapstanError as error:
+        return result(*about, f"{error.what}: {error.observed or error.expected}")
+    told = f"{place_of(secret)} holds the key of another: no istiod starts with it, and none that runs takes it"
+    return result(*about, "" if signing.key_matches(key) else told)
 
 
 def _roots(view: View, now: datetime) -> Iterable[CheckResult]:

@@ -237,6 +237,18 @@ def test_a_chain_without_the_signing_ca_or_with_it_in_another_place_is_told(gree
     assert green.run(green.mode(Mode.SELF_SIGNED))[description].status is Status.OK
 
 
+def test_a_key_of_another_ca_or_none_at_all_is_told_before_an_istiod_starts_with_it(green, secret):
+    description = "the signing key is the signing certificate's"
+    assert green.run()[description].status is Status.OK
+    secret({"ca-key.pem": intermediate("Intermediate CA 2", green.mesh.old).key.pem()})
+    assert "no istiod starts with it" in green.red(description)
+    secret({"ca-key.pem": "-----BEGIN PRIVATE KEY-----\nhush\n-----END PRIVATE KEY-----\n"})
+    assert "hush" not in green.red(description)
+    assert green.run(replace(green.view, layout=replace(green.view.layout, ca_secret="")))[description].status is (
+        Status.SKIPPED
+    )
+
+
 def test_a_chain_for_two_signers_stops_no_rotation(green):
     # As the add-on's vault holds it while the driver is waited for, and for good where a switch was taken back.
     other = intermediate("Intermediate CA 2", green.mesh.new)
