@@ -140,7 +140,7 @@ def answered_or_suspend(
     answer = _read(client, run, keys["response"])
     if answer is not None:
         return answer
-    _offer(client, run, keys, form, description)
+    offer(client, run, keys, form, description)
     try:
         _suspend(state)
     except durable.Refused:
@@ -151,10 +151,31 @@ def _suspend(state: State[Any]) -> None:
     durable.propose(state)
 
 
-def _offer(client: SyncPrefectClient, run: UUID, keys: Keyset, form: type[BaseModel], description: str) -> None:
+def offer(client: SyncPrefectClient, run: UUID, keys: Keyset, form: type[BaseModel], description: str) -> None:
+    """Write the form, and the page that is shown with it, for a run that is about to be suspended; each once.
+
+    Args:
+        keys: Names of both inputs, as Prefect derives them from the state.
+        description: Markdown.
+
+    Raises:
+        PrefectHTTPStatusError: The server refuses it.
+    """
     for key, value in ((keys["schema"], form.model_json_schema()), (keys["description"], description)):
         if _read(client, run, key) is None:
-            client.create_flow_run_input(flow_run_id=run, key=key, value=json.dumps(value))
+            _create(client, run, key, value)
+
+
+def _create(client: SyncPrefectClient, run: UUID, key: str, value: Any) -> None:
+    """Write an input that nobody changes afterwards; it is there already where only the answer was lost.
+
+    Prefect's client sends a request again when the server goes away before it answers, and the server takes a key once.
+    """
+    try:
+        client.create_flow_run_input(flow_run_id=run, key=key, value=json.dumps(value))
+    except (PrefectHTTPStatusError, httpx.HTTPStatusError) as error:
+        if error.response.status_code != httpx.codes.CONFLICT:
+            raise
 
 
 def _read(client: SyncPrefectClient, run: UUID, key: str) -> Any:
