@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import crds, go_json, options, protobuf, schema, schema_codec, status, yaml_codec
 from .api import AdmissionAttributes, timestamp
-from .objects import convert, item_prefix, list_item
-from .reading import Selection, join, select, show
+from .negotiation import negotiate
+from .objects import convert
+from .reading import Selection, select, show, show_list
 from .request import Response
 from .store import ConflictError, Stored
 
@@ -69,7 +70,10 @@ def _decoded(request: Request) -> JSON:
     """DeleteOptions from JSON or YAML, of whichever group; 400 in the words of the real server's decoder."""
     text = request.body.decode("utf-8", "replace")
     if request.content_type == "application/yaml":
-        text = yaml_codec.to_json(request.body).decode()
+        try:
+            text = yaml_codec.to_json(request.body).decode()
+        except ValueError as error:
+            raise status.bad_request(str(error)) from None
     elif request.content_type not in ("", "application/json"):
         accepted = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]
         raise status.unknown_body_format(accepted)
@@ -256,6 +260,7 @@ def is_finished(kind: KindInfo, obj: JSON) -> bool:
 async def delete_collection(api: Api, request: Request) -> Response:
     """Everything the selectors match, answered as a list of what was there."""
     kind = request.kind
+    accepted = negotiate(request.headers.get("accept", ""))
     wanted = read_options(request)
     items, metadata = await select(api, request, Selection.of(request))
     deleted: list[Stored] = []
@@ -267,6 +272,4 @@ async def delete_collection(api: Api, request: Request) -> Response:
                 raise
             continue
         deleted.append(last)
-    head = {"kind": kind.listed_as, "apiVersion": kind.api_version}
-    prefix = item_prefix(kind)
-    return Response(200, join(head, metadata, [list_item(stored, kind, prefix) for stored in deleted]))
+    return show_list(api, deleted, kind, metadata, request, accepted)

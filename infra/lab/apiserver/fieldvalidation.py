@@ -67,7 +67,7 @@ def _custom(kind: KindInfo, body: bytes | Object, value: Any, mode: str) -> tupl
     if not given_kind:
         text = body if isinstance(body, bytes) else go_json.encode(body).encode()
         words = f"Object 'Kind' is missing in '{text.decode('utf-8', 'replace')}'"
-        raise _unrecognized(kind, words, text, prefix="")
+        raise unrecognized(kind, words, text, prefix="")
     if given_version != kind.api_version:
         version = given_version.rsplit("/", 1)[-1]
         if kind.storage_version == version and given_version.startswith(f"{kind.group}/"):
@@ -104,10 +104,11 @@ def _parse(kind: KindInfo, body: bytes) -> Any:
     try:
         return schema_codec.parse_json(text)
     except (json.JSONDecodeError, RecursionError):
-        raise _unrecognized(kind, go_json.syntax_error(text) or go_json.END, body) from None
+        raise unrecognized(kind, go_json.syntax_error(text) or go_json.END, body) from None
 
 
-def _unrecognized(kind: KindInfo, words: str, body: bytes, prefix: str = go_json.NO_TYPE) -> ApiStatusError:
+def unrecognized(kind: KindInfo, words: str, body: bytes, prefix: str = go_json.NO_TYPE) -> ApiStatusError:
+    """400: the body cannot be read at all, or names no kind."""
     return bad_request(
         f"the object provided is unrecognized (must be of type {kind.kind}): {prefix}{words} ({shown_body(body)})"
     )
@@ -124,12 +125,12 @@ def shown_body(body: bytes) -> str:
 def _type_meta(kind: KindInfo, value: Any) -> tuple[str, str]:
     """`apiVersion` and `kind` of the body, from the URL where it has none."""
     if not isinstance(value, dict):
-        raise _unrecognized(kind, go_json.TYPE_META.format(schema_codec.json_kind(value)), json.dumps(value).encode())
+        raise unrecognized(kind, go_json.TYPE_META.format(schema_codec.json_kind(value)), json.dumps(value).encode())
     for field in ("apiVersion", "kind"):
         if value.get(field) is not None and not isinstance(value[field], str):
             shown = schema_codec.json_kind(value[field])
             words = f"json: cannot unmarshal {shown} into Go struct field .{field} of type string"
-            raise _unrecognized(kind, words, go_json.encode(value).encode())
+            raise unrecognized(kind, words, go_json.encode(value).encode())
     return value.get("apiVersion") or kind.api_version, value.get("kind") or kind.kind
 
 

@@ -169,6 +169,13 @@ async def list_objects(api: Api, request: Request) -> Response:
     if accepted.transform == "Table":
         table.check_options(request.query)
     items, metadata = await select(api, request, selection)
+    return show_list(api, items, kind, metadata, request, accepted)
+
+
+def show_list(
+    api: Api, items: list[Stored], kind: KindInfo, metadata: dict[str, Any], request: Request, accepted: Accepted
+) -> Response:
+    """Objects as a list, in the representation the client takes."""
     if accepted.transform == "Table":
         return encode(table.render(items, kind, metadata, request.query, api.now()), accepted)
     if accepted.transform:

@@ -18,6 +18,7 @@ _OPERATIONS = ("*", "CREATE", "UPDATE", "DELETE", "CONNECT")
 _SCOPES = ("*", "Cluster", "Namespaced")
 _REVIEWS = ("v1", "v1beta1")
 _MAX_TIMEOUT = 30
+_REINVOCATIONS = ("IfNeeded", "Never")
 
 
 def webhooks(new: Object, old: Object | None) -> list[Cause]:
@@ -67,6 +68,8 @@ def _webhook(hook: Object, at: str) -> list[Cause]:
     for field, supported in (("failurePolicy", ("Fail", "Ignore")), ("matchPolicy", ("Equivalent", "Exact"))):
         if hook.get(field) is not None and hook[field] not in supported:
             out.append(unsupported(f"{at}.{field}", hook[field], supported))
+    if hook.get("reinvocationPolicy") not in (None, *_REINVOCATIONS):
+        out.append(unsupported(f"{at}.reinvocationPolicy", hook["reinvocationPolicy"], _REINVOCATIONS))
     effects = hook.get("sideEffects")
     if effects is None:
         out.append(missing(f"{at}.sideEffects", "must specify one of None, NoneOnDryRun"))

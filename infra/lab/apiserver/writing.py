@@ -62,7 +62,10 @@ def decode(request: Request, kind: KindInfo) -> JSON:
     elif content_type == "application/json":
         body = request.body
     elif content_type == "application/yaml":
-        body = yaml_codec.to_json(request.body)
+        try:
+            body = yaml_codec.to_json(request.body)
+        except ValueError as error:
+            raise fieldvalidation.unrecognized(kind, str(error), request.body, prefix="") from None
     else:
         raise status.unknown_body_format(ACCEPTED_BODIES)
     obj, warnings = fieldvalidation.check(kind, body, mode)

@@ -9,15 +9,17 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from . import status
+from . import go_yaml
 
 
 def to_json(body: bytes) -> bytes:
-    """A YAML document as JSON; 400 when it is none."""
+    """A YAML document as JSON. Raises ValueError, in the words of Go's library, when it is none."""
     try:
         return json.dumps(YAML(typ="safe", pure=True).load(body)).encode()
-    except (YAMLError, TypeError, ValueError) as error:
-        raise status.bad_request(f"error converting YAML to JSON: {error}") from None
+    except YAMLError as error:
+        raise ValueError(f"yaml: {go_yaml.complaint(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"yaml: {error}") from None
 
 
 def dump(obj: Any) -> bytes:

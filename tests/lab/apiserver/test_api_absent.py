@@ -81,3 +81,36 @@ def test_the_root_lists_the_paths_that_are_served(http: httpx.Client) -> None:
     assert {"/api", "/api/v1", "/apis/apps", "/apis/apps/v1", "/livez/ping", "/openapi/v3", "/version"} <= set(paths)
     for path in paths:
         assert http.get(path).status_code == 200, path
+
+
+def test_a_body_that_is_no_yaml_is_unrecognized(http: httpx.Client) -> None:
+    answer = http.post(CONFIG_MAPS, content=b"a: b: c", headers={"content-type": "application/yaml"})
+    assert answer.status_code == 400
+    assert answer.json()["message"] == (
+        "the object provided is unrecognized (must be of type ConfigMap): yaml: mapping values are not allowed in this "
+        "context (613a20623a2063)"
+    )
+
+
+def test_a_collection_that_is_deleted_is_shown_as_the_client_asks(http: httpx.Client) -> None:
+    http.post(CONFIG_MAPS, json={"metadata": {"name": "shown", "labels": {"gone": "yes"}}, "data": {"a": "b"}})
+    accept = {"accept": "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"}
+    answer = http.delete(f"{CONFIG_MAPS}?labelSelector=gone", headers=accept)
+    assert answer.json()["kind"] == "PartialObjectMetadataList"
+    assert [set(item) & {"metadata", "data"} for item in answer.json()["items"]] == [{"metadata"}]
+
+
+def test_a_mutating_webhook_is_called_again_if_needed_or_never(http: httpx.Client) -> None:
+    hook = {
+        "name": "a.example.com",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://localhost/"},
+        "reinvocationPolicy": "Always",
+    }
+    url = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+    answer = http.post(url, json={"metadata": {"name": "again"}, "webhooks": [hook]})
+    assert answer.status_code == 422
+    assert answer.json()["message"].endswith(
+        'webhooks[0].reinvocationPolicy: Unsupported value: "Always": supported values: "IfNeeded", "Never"'
+    )
