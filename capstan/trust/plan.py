@@ -38,6 +38,8 @@ class Plan:
         kind: `anchor`; `issuer` for a rotation of the issuers alone, whose `old` and `stays` are issuers; `re-date` for
             the same roots with another life; `webhooks` for serving certificates, each in its caBundle (`trust.hooks`);
             `expired` for what takes the place of expired issuers or roots (`trust.replacing`).
+        written: Phases of which the first write, into the bundle of some cluster, was seen, wherever else it has
+            arrived by now.
     """
 
     steps: tuple[Step, ...]
@@ -48,6 +50,7 @@ class Plan:
     verdict: Verdict
     domain: tuple[dict[str, Any], ...]
     kind: Literal["anchor", "issuer", "re-date", "webhooks", "expired"] = "anchor"
+    written: frozenset[Phase] = frozenset()
 
     @property
     def new(self) -> Fingerprint | None:
@@ -60,12 +63,17 @@ class Plan:
         return tuple(step for step in self.steps if not step.done)
 
     def entered(self, phase: Phase) -> bool:
-        """Whether an acting step of this phase has taken effect in some cluster, as observed."""
+        """Whether an acting step of this phase has taken effect in some cluster, or its first write was seen.
+
+        What is written into a vault or Secret reaches the places that repeat it later, one by one: meanwhile the step
+        is still to be done, and whoever approved it has decided on what is under way.
+        """
         acting = {
             StepKind.WIDEN_BUNDLE, StepKind.REDATE_ROOT, StepKind.REPLACE_ROOTS, StepKind.SWITCH_ISSUER,
             StepKind.NARROW_BUNDLE,
         }  # fmt: skip
-        return any(s.phase is phase and s.kind in acting and len(s.pending) < len(s.clusters) for s in self.steps)
+        effect = (s.phase is phase and s.kind in acting and len(s.pending) < len(s.clusters) for s in self.steps)
+        return phase in self.written or any(effect)
 
     def digest(self) -> str:
         """SHA-256 (hex) that approvals are bound to.
@@ -171,7 +179,14 @@ def plan(
         domain=tuple(
             sorted((_domain(c, old, stays) for c in observation.clusters), key=lambda each: str(each["name"]))
         ),
+        written=_written(observation, old, stays),
     )
+
+
+def _written(observation: Observation, old: frozenset[Fingerprint], stays: frozenset[Fingerprint]) -> frozenset[Phase]:
+    bundles = [cluster.bundle for cluster in observation.clusters]
+    found = {Phase.TRUST} if any(bundle & stays for bundle in bundles) else set()
+    return frozenset(found | ({Phase.DISTRUST} if any(bundle and not bundle & old for bundle in bundles) else set()))
 
 
 def _domain(cluster: ClusterObservation, old: frozenset[Fingerprint], stays: frozenset[Fingerprint]) -> dict[str, Any]:

@@ -65,6 +65,26 @@ def test_a_finished_domain_has_nothing_left_but_the_probe() -> None:
     assert pending(domain(settled(only(NEW), NEW))) == ["distrust/probe-refusal"]
 
 
+@pytest.mark.parametrize(
+    ("bundle", "repeated", "issuer", "entered"),
+    [
+        (only(OLD), only(OLD), OLD, set()),
+        (BOTH, only(OLD), OLD, {Phase.TRUST}),
+        (BOTH, BOTH, OLD, {Phase.TRUST}),
+        (BOTH, BOTH, NEW, {Phase.TRUST, Phase.ISSUE}),
+        (only(NEW), BOTH, NEW, {Phase.TRUST, Phase.ISSUE, Phase.DISTRUST}),
+    ],
+    ids=["nothing written", "written and not repeated yet", "trusted", "issued", "narrowed and not repeated yet"],
+)
+def test_a_phase_is_entered_with_its_first_write_wherever_else_that_has_arrived(
+    bundle: frozenset[str], repeated: frozenset[str], issuer: str, entered: set[Phase]
+) -> None:
+    places = (("configmaps istio-ca-root-cert", repeated),)
+    seen = domain(cluster([peer()], bundle=bundle, declared=places, issuer=only(issuer)))
+    planned = plan(seen, GONE, NEW)
+    assert {phase for phase in (Phase.TRUST, Phase.ISSUE, Phase.DISTRUST) if planned.entered(phase)} == entered
+
+
 def test_what_is_true_in_one_cluster_is_pending_in_the_other_alone() -> None:
     half = plan(domain(settled(BOTH, OLD), settled(only(OLD), OLD, name="west")), GONE, NEW)
     widen = next(step for step in half.steps if step.kind is StepKind.WIDEN_BUNDLE)
