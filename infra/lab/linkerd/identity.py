@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from infra.lab.client import ApiError, KubeClient
-from infra.lab.linkerd import goasn1, gopem, httpd, inotify, tokens, versions, wire
+from infra.lab.linkerd import gopem, httpd, inotify, requests, tokens, versions, wire
 from infra.lab.linkerd.events import Recorder, Reference
 from infra.lab.linkerd.flags import parse_duration, parse_flags
 from infra.lab.linkerd.gotext import go_time, log_line
 from infra.lab.linkerd.issuer import Issuer, IssuerError, Validity, load_verified
 from infra.lab.linkerd.metrics import GrpcMetrics
+from infra.lab.linkerd.requests import RefusedError
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from infra.lab.kubelet.runtime import Container
 
 COMPONENT = "linkerd-identity"
@@ -51,15 +53,6 @@ _GO_CODE_NAMES = {
     grpc.StatusCode.UNKNOWN: "Unknown",
     grpc.StatusCode.UNAVAILABLE: "Unavailable",
 }
-
-
-class RefusedError(Exception):
-    """A Certify call that gets no certificate."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self.code = code
-        self.details = details
 
 
 async def program(container: Container) -> int:
@@ -258,7 +251,7 @@ class Identity:
         # (1) An issuer is loaded and the request is whole.
         if self._issuer is None:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "cert issuer not ready yet")
-        csr = _parse(request)
+        csr = requests.parse(request)
         # (2) The issuer in memory still verifies.
         issuer, now = self._issuer, self._now()
         try:
@@ -269,7 +262,7 @@ class Identity:
             self._event(self._deployment, "Warning", "IssuerValidationFailed", message)
             raise RefusedError(grpc.StatusCode.UNKNOWN, str(error)) from error
         # (3) The CSR asks for exactly the requested identity.
-        _check_csr(csr, request.identity)
+        requests.check(csr, request.identity)
         # (4) The token is that of the requested identity.
         found = await self._token_identity(request)
         if found != request.identity:
@@ -358,43 +351,3 @@ def clock_ahead(container: Container) -> timedelta:
 
 def _annotation(container: Container, name: str) -> str:
     return str((container.pod["metadata"].get("annotations") or {}).get(name, ""))
-
-
-def _parse(request: wire.CertifyRequest) -> x509.CertificateSigningRequest:
-    for value, name in (
-        (request.identity, "identity"),
-        (request.token, "token"),
-        (request.csr, "certificate signing request"),
-    ):
-        if not value:
-            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"missing {name}")
-    try:
-        return x509.load_der_x509_csr(request.csr)
-    except ValueError as error:
-        text = goasn1.sequence_error(request.csr, "certificateRequest") or f"asn1: structure error: {error}"
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, text) from error
-
-
-def _check_csr(csr: x509.CertificateSigningRequest, identity: str) -> None:
-    """One DNS name, the requested one; a CN only if it is the same; nothing else."""
-    try:
-        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        names = x509.SubjectAlternativeName([])
-    dns = names.get_values_for_type(x509.DNSName)
-    common_names = [str(a.value) for a in csr.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-    refusal = ""
-    if len(dns) != 1:
-        refusal = "CSR must have exactly one DNSName"
-    elif dns[0] != identity:
-        refusal = f"CSR name does not match requested identity: csr={dns[0]}; req={identity}"
-    elif common_names and common_names[-1] not in ("", identity):
-        refusal = f"invalid CommonName: {common_names[-1]}"
-    elif names.get_values_for_type(x509.RFC822Name):
-        refusal = "cannot validate email addresses"
-    elif names.get_values_for_type(x509.IPAddress):
-        refusal = "cannot validate IP addresses"
-    elif names.get_values_for_type(x509.UniformResourceIdentifier):
-        refusal = "cannot validate URIs"
-    if refusal:
-        raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, refusal)
