@@ -128,7 +128,7 @@ def title(proposal: Proposal) -> str:
 def who(proposal: Proposal) -> str:
     """Whose answers count."""
     if not proposal.approvers:
-        return "Whoever can resume this run decides; the name given is a claim."
+        return "Whoever can answer this decides; the name given is a claim."
     names = ", ".join(proposal.approvers)
     return f"Needs signed approvals of {proposal.quorum} of: {names}. One rejection of theirs rejects."
 

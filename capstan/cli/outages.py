@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from capstan.cli.output import print_table, stdout
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from capstan.rotation.outcome import Outage
 
-_WIDEST: Final = 44  # of a workload's name; the rest of a row needs 54 columns
-
 
 def print_outages(outages: Sequence[Outage]) -> None:
     """The longest first; nothing where nobody was without."""
@@ -22,7 +20,7 @@ def print_outages(outages: Sequence[Outage]) -> None:
     stdout().print()
     print_table(
         ("without identity", "since (UTC)", "until (UTC)", "for"),
-        [(_short(each.workload), _time(each.since), _time(each.until), span(each.seconds)) for each in outages],
+        [(each.workload, _time(each.since), _time(each.until), span(each.seconds)) for each in outages],
     )
 
 
@@ -40,7 +38,3 @@ def span(seconds: float) -> str:
 
 def _time(at: datetime) -> str:
     return f"{at:%m-%d %H:%M:%S}"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _WIDEST else f"{name[: _WIDEST - 1]}…"

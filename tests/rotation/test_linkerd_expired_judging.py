@@ -298,6 +298,7 @@ def test_how_long_each_workload_was_down_is_a_table_of_at_most_100_columns(capsy
     print_outages([Outage(long, NOW - 50 * HOUR, NOW), Outage("east: deployment/web -n shop", NOW - HOUR, NOW)])
     shown = capsys.readouterr().out
     assert max(len(line) for line in shown.splitlines()) <= WIDTH
+    assert "in-a-namespace-of-a-long-name" in shown
     assert "2 d 2 h" in shown
     assert "60 min" in shown
     print_outages([])
