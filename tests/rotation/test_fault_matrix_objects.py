@@ -21,6 +21,7 @@ from tests.rotation.runner import as_administrator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.rotation.rotations import Rotations
     from tests.rotation.runner import Ran
@@ -155,8 +156,8 @@ def test_a_second_operator_is_refused_while_the_first_finishes(rotations: Rotati
     try:
         until(lambda: bool(holder(rotations)), "the first operator to hold the lock")
         who = holder(rotations)
-        second = operator(rotations, "rotate", "--approve", "auto")
-        back = operator(rotations, "rollback", "--approve", "auto")
+        second = operator(rotations, rotations.home.with_name("second-home"), "rotate", "--approve", "auto")
+        back = operator(rotations, rotations.home, "rollback", "--approve", "auto")
         assert holder(rotations) == who
     finally:
         thread.join()
@@ -180,9 +181,9 @@ def holder(case: Rotations) -> str:
         return ""
 
 
-def operator(case: Rotations, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Somebody else, on the same machine, with another vault and home."""
-    own = {"KUBECONFIG": str(case.lab.kubeconfig), "CAPSTAN_HOME": str(case.home.with_name("second-home"))}
+def operator(case: Rotations, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Somebody else, on the same machine; the way back needs the vault that the rotation was begun with."""
+    own = {"KUBECONFIG": str(case.lab.kubeconfig), "CAPSTAN_HOME": str(home)}
     return subprocess.run(
         [sys.executable, "-m", "capstan.cli", *arguments],
         env={**os.environ, **case.runner.environment, **own},
