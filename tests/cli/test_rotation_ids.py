@@ -24,6 +24,6 @@ def test_an_id_that_could_leave_its_directory_or_break_a_tag_is_refused(rotation
 
 def test_a_rotation_is_refused_for_its_id_before_any_cluster_is_asked() -> None:
     # The kubeconfig is not there either: whoever is refused for that had opened the cluster first.
-    domain = TrustDomain(name="mesh", clusters=({"kubeconfig": "/absent"},))  # type: ignore[arg-type]  # as from a form
+    domain = TrustDomain(name="mesh", clusters=({"kubeconfig": "/absent"},))  # as from a form
     with pytest.raises(InvalidInput, match="cannot be a rotation's id"), open_rotation(domain, "prod-eu/2027"):
         pass

@@ -56,7 +56,8 @@ def _of(words: tuple[str, ...]) -> frozenset[str]:
 
 def options(command: str) -> frozenset[str] | None:
     """All options of a command line's command; None where there is none of this name."""
-    found, words = app, ()
+    found = app
+    words: tuple[str, ...] = ()
     for word in command.split():
         if not re.fullmatch(r"[a-z][-a-z]*", word) or word not in found:
             break
