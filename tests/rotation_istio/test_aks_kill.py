@@ -19,6 +19,8 @@ POINTS = [
     "trust > widen-bundle/cluster > begin",
     "trust > widen-bundle/cluster > account bundle-widened, half-written",
     "issue > back-up-issuer/cluster > end",
+    "issue > switch-issuer/cluster > vault.store/cert-chain > end",
+    "issue > switch-issuer/cluster > vault.store/ca-cert > end",
     "issue > switch-issuer/cluster > account issuer-switched, half-written",
     "distrust > narrow-bundle/cluster > begin",
     "distrust > narrow-bundle/cluster > end",
