@@ -122,7 +122,7 @@ def _rehearse(cluster: Cluster, namespace: str, pod: Object, roots: frozenset[Fi
 def _after(pod: Object) -> Object:
     """A pod like this one as it was before it was injected, with the first of its own containers and no volumes."""
     metadata, spec = pod["metadata"], pod["spec"]
-    own = next(
+    own: Object = next(
         (each for each in spec.get("containers") or [] if each.get("name") not in (PROXY, INIT)), {"image": "none"}
     )
     container = {key: own[key] for key in ("image", "securityContext") if own.get(key)}
