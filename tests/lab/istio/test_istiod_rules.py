@@ -126,6 +126,7 @@ def test_a_common_name_that_is_too_long_is_left_out_and_told(tmp_path: Path) -> 
         ),
         ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "failed to parse the PKCS8 private key"),
     ],
+    ids=["nothing", "no PEM", "parameters first", "a certificate", "SEC 1 cut off", "PKCS 1 cut off", "PKCS 8 cut off"],
 )
 def test_a_ca_key_is_refused_in_istiods_words(pem: str, why: str) -> None:
     with pytest.raises(bundles.BundleError) as refused:

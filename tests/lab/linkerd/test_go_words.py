@@ -156,6 +156,7 @@ PKCS8 = serialization.PrivateFormat.PKCS8
             "unsupported block type: 'EC PARAMETERS'",
         ),
     ],
+    ids=["PKCS 8 as EC", "PKCS 1 as EC", "SEC 1 as PKCS 8", "PKCS 8 as RSA", "Ed25519", "parameters first"],
 )
 def test_a_key_in_a_form_that_its_block_does_not_name_is_refused_with_the_one_that_it_is(pem: bytes, why: str) -> None:
     with pytest.raises(gopem.PemError) as refused:
