@@ -278,7 +278,7 @@ def test_what_is_asked_names_the_downtime_its_cause_and_that_nothing_is_taken_ba
         proposal = propose_replacement(rotation, rotation.plan(rotation.recent()))
         text = " ".join(proposal.text().split())
         assert proposal.gate == "replace-expired"
-        assert "the issuer of cluster cluster signs nothing that is accepted since" in text
+        assert "The issuer of cluster cluster signs nothing that is accepted since" in text
         assert "A new anchor and new issuers take the place of what there is" in text
         assert "there is nothing worth going back to" in text
         assert max(len(line) for line in proposal.text().splitlines()) <= 100

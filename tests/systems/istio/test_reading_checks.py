@@ -220,8 +220,9 @@ def test_a_signing_certificate_of_another_root_is_told(green):
 
 
 def test_a_signing_certificate_two_steps_below_the_root_needs_the_chain(green):
-    upper = intermediate("upper", green.mesh.old, path_length=1)
-    lower = intermediate("lower", upper)
+    now = datetime.now(UTC)
+    upper = intermediate("upper", green.mesh.old, now, path_length=1)
+    lower = intermediate("lower", upper, now)
     description = "the signing certificate chains to the roots through cert-chain.pem"
     view = replace(green.files(cert_chain=pem(lower, upper, green.mesh.old)), issuer=lower.certificate)
     assert green.run(view)[description].status is Status.OK
