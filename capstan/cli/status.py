@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.padding import Padding
 from rich.text import Text
 
 from capstan.cli.domain_view import DomainView, direction, print_verdict, viewed, whose
@@ -129,6 +130,6 @@ def _print(view: DomainView, steps: tuple[Progress, ...], gate: GateResult | Non
         until = f", at the latest until {gate.bound:%Y-%m-%d %H:%M:%S} UTC" if gate.bound else ""
         console.print(f"before {gate.phase.value} it waits for{until}:")
         for name in (*gate.contradictions, *gate.waiting_for)[:_SHOWN]:
-            console.print(f"  {name}")
+            console.print(Padding(Text(name), (0, 0, 0, 2), expand=False))  # its further lines under its first
         if len(gate.waiting_for) > _SHOWN:
             console.print(f"  and {len(gate.waiting_for) - _SHOWN} more (-o json shows all)")
